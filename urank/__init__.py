@@ -1,0 +1,57 @@
+"""urank: the utilized rank of a network's layers.
+
+A trained layer Y = XW looks full rank. Projected onto the subspaces that its real inputs and outputs occupy,
+W' = P_S W P_T, it is not. This package measures rank(W'), splits the layer accordingly, and reproduces the figures and
+tables of arXiv 2407.04797.
+"""
+
+import urank._operators  # noqa: F401  must precede the first import of torchvision or timm
+from urank.decompose import Cost, count_cost, decompose, load_compact, merge_useless, project_network, save_compact
+from urank.experiments import Experiment, Record, run
+from urank.layers import matrix_layers, set_weight_matrix, skipped_layers, weight_matrix
+from urank.models import create
+from urank.plan import LayerRank, Probe, RankPlan
+from urank.profiles import load_profile, reproduce
+from urank.replay import Replay
+from urank.search import Validation, search_ranks
+from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, projector
+from urank.training import Recipe, evaluate, fit
+from urank.utilization import error_bound, mean_layer_utilization, project_weight, utilized_rank
+
+__all__ = [
+    "Cost",
+    "Experiment",
+    "LayerRank",
+    "Probe",
+    "RankPlan",
+    "Recipe",
+    "Record",
+    "Replay",
+    "Spectrum",
+    "Validation",
+    "accumulate_grams",
+    "count_cost",
+    "create",
+    "decompose",
+    "dimension_for_energy",
+    "error_bound",
+    "evaluate",
+    "fit",
+    "load_compact",
+    "load_profile",
+    "matrix_layers",
+    "mean_layer_utilization",
+    "merge_useless",
+    "output_gram",
+    "project_network",
+    "project_weight",
+    "projector",
+    "reproduce",
+    "run",
+    "save_compact",
+    "search_ranks",
+    "set_weight_matrix",
+    "skipped_layers",
+    "utilized_rank",
+    "weight_matrix",
+]

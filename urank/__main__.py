@@ -1,0 +1,3 @@
+from urank.cli import main
+
+main()

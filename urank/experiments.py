@@ -1,0 +1,355 @@
+"""One network on one data set, end to end: train, calibrate, search, decompose, fine-tune, record.
+
+Every stage writes its result into the experiment's folder, weights first and a JSON file last, each file whole or
+absent. A stage whose JSON file is there is not computed again, so a run that was killed goes on where it stopped.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from urank import datasets, models
+from urank.datasets import Batches, Dataset
+from urank.decompose import count_cost, decompose, merge_useless, project_network, save_compact
+from urank.files import read_json, read_weights, write_json, write_tensors, write_weights
+from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
+from urank.plan import RankPlan
+from urank.replay import Replay
+from urank.search import Validation, search_ranks
+from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
+from urank.training import Recipe, evaluate, fit
+from urank.utilization import project_weight
+
+ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
+VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run: a network, a data set, how it is trained, measured and fine-tuned.
+
+    Attributes:
+        network, width: a name of `models.NETWORKS` and the factor on its channels.
+        dataset, data: a name that `datasets.load` knows, and options for it.
+        train, finetune: recipes; `train` fits the original network, `finetune` the decomposed one.
+        seed: of the weights, of the order of images and of their augmentation.
+        tolerance, mode: of `search_ranks`.
+        calibration: how many training images the Gram matrices are summed over; None for all.
+        validation: how many test images the search consults; None for all.
+        sweep: layers whose input-energy threshold is swept for Figure 1(b).
+    """
+
+    network: str
+    dataset: str
+    train: Recipe
+    finetune: Recipe
+    width: float = 1.0
+    data: dict = field(default_factory=dict)
+    seed: int = 0
+    tolerance: float = 0.1
+    mode: str = "joint"
+    calibration: int | None = None
+    validation: int | None = None
+    sweep: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """dataset/network, with the seed where it is not 0; where its record lies among others."""
+        return f"{self.dataset}/{self.network}" + (f"-s{self.seed}" if self.seed else "")
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "Experiment":
+        """An experiment from plain values, as `asdict` gives and a profile holds them.
+
+        Raises:
+            ValueError: an unknown or a missing key.
+        """
+        try:
+            recipes = {name: Recipe(**content[name]) for name in ("train", "finetune")}
+            return cls(**content | recipes | dict(sweep=tuple(content.get("sweep", ()))))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"experiment: {error}") from error
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an experiment measured, as plain data; see `data/README.md` for its keys."""
+
+    content: dict
+
+    def __getitem__(self, key: str):
+        return self.content[key]
+
+    @property
+    def experiment(self) -> Experiment:
+        return Experiment.from_dict(self.content["experiment"])
+
+    @property
+    def plan(self) -> RankPlan:
+        return RankPlan.from_dict(self.content["plan"])
+
+    @property
+    def params_ratio(self) -> float:
+        """Parameters with the useful layers split, as a share of the original's."""
+        return self["cost"]["compact"]["params"] / self["cost"]["original"]["params"]
+
+    @property
+    def macs_ratio(self) -> float:
+        """MACs for one image with the useful layers split, as a share of the original's."""
+        return self["cost"]["compact"]["macs"] / self["cost"]["original"]["macs"]
+
+    def save(self, path: Path | str) -> None:
+        write_json(Path(path), self.content)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Record":
+        """Read a record.
+
+        Raises:
+            ValueError: the file is cut off or no record.
+        """
+        content = read_json(Path(path))
+        if not isinstance(content, dict) or not {"experiment", "plan", "accuracy", "cost"} <= content.keys():
+            raise ValueError(f"{path}: not a record of an experiment")
+        return cls(content)
+
+
+def run(experiment: Experiment, folder: Path | str, device: str = "auto", progress: bool = True) -> Record:
+    """Run `experiment`, or what is left of it, in `folder` and return its record (also written as `record.json`).
+
+    Args:
+        device: "cpu", "cuda", ... or "auto" for a GPU where there is one.
+
+    Raises:
+        ValueError: the folder holds another experiment, or a name or option is unknown.
+    """
+    folder = Path(folder)
+    claim(folder, experiment)
+    work = _Work(experiment, folder, pick_device(device), progress)
+    stages = {stage.__name__.lstrip("_"): work.stage(stage) for stage in STAGES}
+    record = Record(assemble(experiment, stages))
+    record.save(folder / "record.json")
+    return record
+
+
+def claim(folder: Path, experiment: Experiment) -> None:
+    """Write down whose folder this is; refuse one that another experiment has begun."""
+    path, content = folder / "experiment.json", plain(asdict(experiment))
+    if path.exists() and read_json(path) != content:
+        raise ValueError(f"{folder} holds another experiment (see experiment.json there): choose another folder or delete it")
+    write_json(path, content)
+
+
+def plain(content):
+    """The same content as JSON gives it back: tuples are lists."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    return [plain(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def pick_device(name: str) -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+class _Work:
+    """What the stages of one run share: the folder, the device, and the images, loaded when first needed."""
+
+    def __init__(self, experiment: Experiment, folder: Path, device: torch.device, progress: bool):
+        self.experiment, self.folder, self.device, self.progress = experiment, folder, device, progress
+        self._dataset: Dataset | None = None
+
+    def stage(self, compute: Callable[["_Work"], dict]) -> dict:
+        """The stage's result: read where it is there, else computed and written with the seconds it took."""
+        path = self.folder / f"{compute.__name__.lstrip('_')}.json"
+        if not path.exists():
+            start = time.perf_counter()
+            result = compute(self)
+            seconds = round(time.perf_counter() - start, 1)
+            when = datetime.now(UTC).date().isoformat()
+            write_json(path, plain(result) | dict(seconds=seconds, device=describe(self.device), date=when))
+        return read_json(path)
+
+    @property
+    def dataset(self) -> Dataset:
+        if self._dataset is None:
+            self._dataset = datasets.load(self.experiment.dataset, **self.experiment.data)
+        return self._dataset
+
+    @property
+    def calibration(self) -> Batches:
+        split = self.dataset.train.take(self.experiment.calibration)
+        return self.dataset.batches(split.to(self.device))
+
+    @property
+    def validation(self) -> Batches:
+        split = self.dataset.test.take(self.experiment.validation)
+        return self.dataset.batches(split.to(self.device))
+
+    @property
+    def test(self) -> Batches:
+        return self.dataset.batches(self.dataset.test.to(self.device))
+
+    def fresh(self) -> nn.Module:
+        """The network with its seeded initial weights."""
+        torch.manual_seed(self.experiment.seed)
+        network = models.create(self.experiment.network, self.dataset.classes, self.experiment.width)
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def original(self) -> nn.Module:
+        """The trained network."""
+        network = self.fresh()
+        network.load_state_dict(read_weights(self.folder / "original.safetensors", self.device))
+        return network
+
+    def plan(self) -> RankPlan:
+        return RankPlan.from_dict(read_json(self.folder / "search.json")["plan"])
+
+    def grams(self) -> dict[str, Tensor]:
+        """Gram matrices in the order of the forward pass (safetensors keeps none)."""
+        grams = read_weights(self.folder / "grams.safetensors", self.device)
+        return {name: grams[name] for name in read_json(self.folder / "calibrate.json")["layers"]}
+
+    def fit(self, network: nn.Module, recipe: Recipe, stage: str) -> list[dict]:
+        """Fit `network` with a checkpoint that is there only until the stage has ended."""
+        description = f"{self.experiment.name} {stage}"
+        checkpoint = self.folder / f"{stage}.ckpt"
+        return fit(network, self.dataset, recipe, self.experiment.seed, checkpoint, self.device, description)
+
+
+def _train(work: _Work) -> dict:
+    network = work.fresh()
+    history = work.fit(network, work.experiment.train, "train")
+    write_weights(work.folder / "original.safetensors", network)
+    (work.folder / "train.ckpt").unlink(missing_ok=True)
+    return dict(history=history, accuracy=evaluate(network, work.test), cost=asdict(count_cost(network)))
+
+
+def _calibrate(work: _Work) -> dict:
+    grams = accumulate_grams(work.original(), work.calibration, progress=work.progress)
+    write_tensors(work.folder / "grams.safetensors", grams)
+    return dict(layers=list(grams), images=len(work.calibration.split))
+
+
+def _search(work: _Work) -> dict:
+    experiment = work.experiment
+    plan = search_ranks(
+        work.original(), work.grams(), work.validation, experiment.tolerance, experiment.mode, progress=work.progress
+    )
+    return dict(plan=plan.to_dict(), mlu=plan.mlu, weight_mlu=plan.weight_mlu)
+
+
+def _decompose(work: _Work) -> dict:
+    projected = project_network(work.original(), work.plan(), work.grams())
+    compact = decompose(projected, work.plan())
+    save_compact(compact, work.plan(), work.folder / "decomposed")
+    return dict(projected=evaluate(projected, work.test), accuracy=evaluate(compact, work.test))
+
+
+def _finetune(work: _Work) -> dict:
+    plan, original = work.plan(), work.original()
+    compact = decompose(project_network(original, plan, work.grams()), plan)
+    history = work.fit(compact, work.experiment.finetune, "finetune")
+    save_compact(compact, plan, work.folder / "finetuned")
+    (work.folder / "finetune.ckpt").unlink(missing_ok=True)
+    merged = merge_useless(compact, original, plan)
+    return dict(
+        history=history,
+        accuracy=evaluate(compact, work.test),
+        merged_accuracy=evaluate(merged, work.test),
+        cost=asdict(count_cost(merged)),
+        split_cost=asdict(count_cost(compact)),
+    )
+
+
+def _spectra(work: _Work) -> dict:
+    """Singular values of W, W', X and Y of every layer, as Figure 1(a) draws them."""
+    plan, grams, spectra = work.plan(), work.grams(), {}
+    layers = matrix_layers(work.original())
+    for entry in plan.layers:
+        W, gram = weight_matrix(layers[entry.layer]), grams[entry.layer]
+        inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
+        projected = project_weight(W, inputs, outputs, entry.k_s, entry.k_t)
+        spectra[entry.layer] = dict(
+            weight=digits(torch.linalg.svdvals(W)),
+            projected=digits(torch.linalg.svdvals(projected)),
+            inputs=digits(inputs.eigenvalues.sqrt()),
+            outputs=digits(outputs.eigenvalues.sqrt()),
+        )
+    return dict(layers=spectra)
+
+
+def digits(values: Tensor) -> list[float]:
+    """Six significant digits are more than a figure shows and keep a record small."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def _sweep(work: _Work) -> dict:
+    """k_S, accuracy and ||W - W'|| / ||W|| against the input energy, a layer at a time, as in Figure 1(b).
+
+    W' = P_S W here: the output side is left alone.
+    """
+    network, grams = work.original(), work.grams()
+    layers, replay = matrix_layers(network), Replay(network, list(work.validation))
+    rows = []
+    with evaluating(network):
+        for name in (name for name in grams if name in work.experiment.sweep):
+            replay.advance(layers[name])
+            rows += [dict(layer=name) | row for row in sweep_layer(layers[name], grams[name], replay)]
+    return dict(rows=rows)
+
+
+def sweep_layer(layer, gram: Tensor, replay: Replay) -> list[dict]:
+    """One row (energy, k_s, correct, norm_difference) for each of `ENERGIES`; the layer's weight comes back."""
+    W, inputs = weight_matrix(layer), Spectrum.of(gram)
+    rows = []
+    for energy in ENERGIES:
+        k_s = dimension_for_energy(inputs, energy)
+        projected = project_weight(W, inputs, inputs, k_s, W.shape[1])
+        set_weight_matrix(layer, projected)
+        correct = sum(int((logits.argmax(1) == labels).sum()) for logits, labels in replay)
+        difference = torch.linalg.matrix_norm(W - projected) / torch.linalg.matrix_norm(W)
+        rows.append(dict(energy=energy, k_s=k_s, correct=correct, norm_difference=difference.item()))
+    set_weight_matrix(layer, W)
+    return rows
+
+
+STAGES = (_train, _calibrate, _search, _spectra, _sweep, _decompose, _finetune)
+
+
+def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
+    """The record's content from the stages' results."""
+    train, search, finetune = stages["train"], stages["search"], stages["finetune"]
+    return dict(
+        experiment=plain(asdict(experiment)),
+        accuracy=dict(
+            original=train["accuracy"],
+            projected=stages["decompose"]["projected"],
+            decomposed=stages["decompose"]["accuracy"],
+            finetuned=finetune["accuracy"],
+            merged=finetune["merged_accuracy"],
+        ),
+        cost=dict(original=train["cost"], compact=finetune["cost"], split=finetune["split_cost"]),
+        plan=search["plan"],
+        spectra=stages["spectra"]["layers"],
+        sweep=stages["sweep"]["rows"],
+        history=dict(train=train["history"], finetune=finetune["history"]),
+        calibration_images=stages["calibrate"]["images"],
+        seconds={name: stage["seconds"] for name, stage in stages.items()},
+        device={name: stage["device"] for name, stage in stages.items()},
+        versions={package: version(package) for package in VERSIONS_OF} | dict(python=platform.python_version()),
+        date=finetune["date"],
+    )
+
+
+def describe(device: torch.device) -> str:
+    """The processor or GPU, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.cpu.get_capabilities().get('cpu_name') or platform.machine()}, {torch.get_num_threads()} threads"

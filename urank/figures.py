@@ -1,0 +1,183 @@
+"""One function a figure or table, each drawn from a record's plain data."""
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from urank import paper
+from urank.experiments import Record
+
+# Distinct in print, on both page themes and for readers who do not tell red from green (Okabe & Ito).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000", "#F0E442")
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "figure.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+}
+
+
+def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
+    """Figure 1(a): cumulative spectral energy of W (dashed) and of W' (solid) for several layers.
+
+    The horizontal axis is the share of min(d, m) directions; the end of a solid line is the utilization.
+
+    Args:
+        layers: their `named_modules()` paths; default every other layer, first and last included.
+    """
+    names = list(record["spectra"])
+    layers = spread(names, 5) if layers is None else layers
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+        for color, name in zip(COLORS, layers):
+            entry, spectrum = record.plan[name], record["spectra"][name]
+            label = f"{layer_label(names, name)}: rank {entry.weight_rank} → {entry.rank}"
+            for axis, key in zip(axes, ("weight", "projected")):
+                energy = cumulative(spectrum[key])
+                axis.plot(np.arange(1, len(energy) + 1) / len(energy), energy, color=color, lw=1.6, label=label)
+        for axis, title in zip(axes, ("trained weight $W$", "projected weight $W' = P_S W P_T$")):
+            axis.set(title=title, xlabel="share of singular values", xlim=(0, 1), ylim=(0, 1.02))
+        axes[0].set_ylabel("spectral energy held")
+        axes[1].legend(title="layer, utilized rank", loc="lower right")
+    return figure
+
+
+def cumulative(singular_values: Sequence[float]) -> np.ndarray:
+    """Spectral energy (n,) of the first k = 1..n singular values; starts at the first."""
+    squares = np.square(singular_values)
+    return squares.cumsum() / squares.sum()
+
+
+def spread(names: Sequence[str], count: int) -> list[str]:
+    """`count` of the names at even distances, first and last included."""
+    places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
+    return [names[place] for place in places]
+
+
+def layer_label(names: Sequence[str], name: str) -> str:
+    return f"{names.index(name) + 1} ({name})"
+
+
+def energy_sweep(record: Record, layer: str | None = None) -> Figure:
+    """Figure 1(b): k_S, accuracy ratio and ||W - W'|| / ||W|| against the input-energy threshold of one layer.
+
+    Colours as in the paper: black k_S (right axis), red accuracy, green norm difference.
+
+    Args:
+        layer: one of the layers the record sweeps; default the first.
+    """
+    rows = pd.DataFrame(record["sweep"])
+    layer = rows["layer"].iloc[0] if layer is None else layer
+    rows = rows[rows["layer"] == layer]
+    if rows.empty:
+        raise ValueError(f"the record holds no energy sweep of layer {layer!r}")
+    names, d = list(record["spectra"]), record.plan[layer].d
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+        red, green = "#C0392B", "#1E8449"
+        axis.plot(rows["energy"], rows["correct"] / record.plan.correct, "o-", color=red, ms=3.5, label="accuracy / original")
+        axis.plot(rows["energy"], rows["norm_difference"], "s-", color=green, ms=3.5, label="$\\|W - W'\\| \\,/\\, \\|W\\|$")
+        axis.set(xlabel="input spectral energy kept, $e_S$", ylabel="ratio", ylim=(0, 1.06))
+        axis.set_title(f"layer {layer_label(names, layer)}")
+        right = axis.twinx()
+        right.plot(rows["energy"], rows["k_s"], "k^-", ms=3.5, label=f"$k_S$ (of {d})")
+        right.set(ylabel="$k_S$", yscale="log")
+        right.spines["right"].set_visible(True)
+        right.grid(False)
+        lines = axis.get_lines() + right.get_lines()
+        axis.legend(lines, [line.get_label() for line in lines], loc="center left")
+    return figure
+
+
+def utilization_bars(record: Record) -> Figure:
+    """Rank of W (outline) and utilized rank (filled) of every layer, as shares of min(d, m)."""
+    frame = record.plan.to_frame()
+    available = frame[["d", "m"]].min(axis=1)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.2, 3), layout="constrained")
+        places = np.arange(1, len(frame) + 1)
+        axis.bar(places, frame["weight_rank"] / available, color="none", edgecolor="#555555", label="rank of $W$")
+        axis.bar(places, frame["utilization"], color=COLORS[0], label="utilized rank, rank of $W'$")
+        axis.axhline(record.plan.mlu, color=COLORS[1], lw=1.4, label=f"MLU {100 * record.plan.mlu:.0f} %")
+        axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=places, ylim=(0, 1.3))
+        axis.legend(ncols=3, loc="upper center")
+    return figure
+
+
+TABLE3_COLUMNS = {
+    "original_top1": "original %",
+    "original_mlu": "MLU of W %",
+    "mlu": "MLU %",
+    "decomposed_top1": "fine-tuned %",
+    "delta": "change",
+    "params_ratio": "params",
+    "flops_ratio": "MACs",
+}
+
+
+def table3(records: Iterable[Record]) -> pd.DataFrame:
+    """Table 3, the paper's row above ours for every record of a network and data set that the paper prints.
+
+    Accuracies and MLU in percent, params and MACs as shares of the original's.
+    """
+    printed = paper.table3()
+    rows = []
+    for record in records:
+        network, dataset = record["experiment"]["network"], record["experiment"]["dataset"]
+        row = printed[(printed["network"] == network) & (printed["dataset"] == dataset)]
+        if len(row):
+            row = row.iloc[0].to_dict()
+            rows.append(dict(network=network, dataset=dataset, source="paper") | row | dict(delta=row["delta_printed"]))
+        rows.append(dict(network=network, dataset=dataset, source="measured") | measured_row(record))
+    frame = pd.DataFrame(rows).set_index(["dataset", "network", "source"])
+    return frame[list(TABLE3_COLUMNS)].rename(columns=TABLE3_COLUMNS)
+
+
+def measured_row(record: Record) -> dict:
+    """The columns of Table 3 for one record, in the units of the paper."""
+    accuracy = record["accuracy"]
+    return dict(
+        original_top1=accuracy["original"],
+        original_mlu=100 * record.plan.weight_mlu,
+        mlu=100 * record.plan.mlu,
+        decomposed_top1=accuracy["finetuned"],
+        delta=accuracy["finetuned"] - accuracy["original"],
+        params_ratio=record.params_ratio,
+        flops_ratio=record.macs_ratio,
+    )
+
+
+def style_table3(frame: pd.DataFrame):
+    """The table as a page shows it: one decimal for percents, two for shares, a sign on the change."""
+    formats = {name: "{:.1f}" for name in frame.columns} | {"change": "{:+.1f}", "params": "{:.2f}", "MACs": "{:.2f}"}
+    return frame.style.format(formats, na_rep="–")
+
+
+def provenance(record: Record) -> pd.DataFrame:
+    """From which run the numbers come: network, data, seed, device, date, versions, seconds a stage."""
+    experiment = record["experiment"]
+    recipe = {name: experiment[name]["epochs"] for name in ("train", "finetune")}
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    seconds = ", ".join(f"{stage} {time:.0f}" for stage, time in record["seconds"].items())
+    rows = {
+        "network": f"{experiment['network']}, width {experiment['width']:g}",
+        "data set": experiment["dataset"],
+        "epochs": f"{recipe['train']} of training, {recipe['finetune']} of fine-tuning",
+        "search": f"tolerance {experiment['tolerance']:g} points, {experiment['mode']}, on {record.plan.total} test images",
+        "calibration": f"{record['calibration_images']} training images",
+        "seed": experiment["seed"],
+        "device": ", ".join(sorted(set(record["device"].values()))),
+        "date": record["date"],
+        "versions": versions,
+        "seconds": seconds,
+    }
+    return pd.DataFrame({"value": rows})

@@ -1,0 +1,89 @@
+"""Files that are whole or absent: everything is written beside its place and then moved there.
+
+Weights are safetensors or are read with `weights_only=True`; nothing is unpickled.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it there when the block ends well, delete it when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, atomically; NaN and infinity are refused."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: the file is not JSON (cut off, for example); the message names it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a whole JSON file ({error}); delete it to compute it again") from error
+
+
+def write_checkpoint(path: Path, state: dict) -> None:
+    """Write tensors and plain values, atomically."""
+    with atomic(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
+    """Read what `write_checkpoint` wrote, without unpickling anything but tensors and plain values.
+
+    Raises:
+        ValueError: the file is damaged or holds something else; the message names it.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a damaged file; each is re-raised with its name
+        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start again") from error
+
+
+def write_weights(path: Path, model: nn.Module) -> None:
+    """Write a network's parameters and buffers as safetensors, atomically."""
+    write_tensors(path, model.state_dict())
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write tensors by name as safetensors, atomically."""
+    with atomic(path) as temporary:
+        safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """Tensors by name from a safetensors file, in the order of their names.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    try:
+        return safetensors.torch.load_file(path, device=str(device))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: damaged weights ({error}); delete the file to compute it again") from error

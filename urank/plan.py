@@ -1,0 +1,123 @@
+"""The outcome of a measurement as plain data: no tensors, JSON on disk, a DataFrame in a notebook."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import pandas as pd
+
+from urank.files import read_json, write_json
+
+COLUMNS = ["layer", "d", "m", "weight_rank", "k_s", "k_t", "rank", "utilization", "correct"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question of the search: with dimension `k` on side "S" or "T" of `layer`, is the tolerance kept?
+
+    `correct` is the number of validation images classified correctly; None where a probe was ended as soon as its
+    failure was certain.
+    """
+
+    layer: str
+    side: str
+    k: int
+    passed: bool
+    correct: int | None
+
+
+@dataclass(frozen=True)
+class LayerRank:
+    """One layer's outcome: W is d x m, S and T have k_s and k_t dimensions, W' has utilized rank `rank`.
+
+    `weight_rank` is the same count for the unaltered W. `correct` is the number of validation images classified
+    correctly with this layer's projections in place (in joint mode also those of the layers before it).
+    """
+
+    layer: str
+    d: int
+    m: int
+    weight_rank: int
+    k_s: int
+    k_t: int
+    rank: int
+    correct: int
+
+    @property
+    def utilization(self) -> float:
+        """rank / min(d, m), between 0 and 1."""
+        return self.rank / min(self.d, self.m)
+
+    @property
+    def useful(self) -> bool:
+        """True where two thin factors hold fewer weights than W: rank (d + m) < d m (section 2.3)."""
+        return self.rank * (self.d + self.m) < self.d * self.m
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """Utilized ranks of a network's layers, in the order of the forward pass.
+
+    Attributes:
+        layers: one `LayerRank` a layer.
+        tolerance: accuracy points that one projection may cost; None where no accuracy was consulted.
+        mode: "joint" or "isolated" (see `search_ranks`), or the name of the rule that chose the ranks.
+        total: number of validation images; 0 where none were used.
+        correct: of these, how many the unmodified network classifies correctly.
+        probes: every question the search asked, in order.
+    """
+
+    layers: tuple[LayerRank, ...]
+    tolerance: float | None
+    mode: str
+    total: int
+    correct: int
+    probes: tuple[Probe, ...] = field(default=(), repr=False)
+
+    @property
+    def mlu(self) -> float:
+        """Mean layer utilization, between 0 and 1."""
+        return sum(layer.utilization for layer in self.layers) / len(self.layers)
+
+    @property
+    def weight_mlu(self) -> float:
+        """The same mean with the rank of the unaltered W: the paper's "original MLU", between 0 and 1."""
+        return sum(layer.weight_rank / min(layer.d, layer.m) for layer in self.layers) / len(self.layers)
+
+    def __getitem__(self, layer: str) -> LayerRank:
+        return {entry.layer: entry for entry in self.layers}[layer]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer with the columns of `COLUMNS`."""
+        rows = [asdict(layer) | dict(utilization=layer.utilization) for layer in self.layers]
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+    def probes_frame(self) -> pd.DataFrame:
+        """One row a probe: layer, side, k, passed, correct (missing where the probe was ended early)."""
+        frame = pd.DataFrame([asdict(probe) for probe in self.probes], columns=[f.name for f in fields(Probe)])
+        return frame.astype({"correct": "Int64"})
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "RankPlan":
+        layers = tuple(LayerRank(**layer) for layer in content["layers"])
+        probes = tuple(Probe(**probe) for probe in content["probes"])
+        return cls(**content | dict(layers=layers, probes=probes))
+
+    def save(self, path: Path | str) -> None:
+        """Write the plan as JSON, atomically."""
+        write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> "RankPlan":
+        """Read a plan that `save` wrote.
+
+        Raises:
+            ValueError: the file is cut off or is no rank plan.
+        """
+        content = read_json(Path(path))
+        try:
+            return cls.from_dict(content)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a rank plan ({error})") from error

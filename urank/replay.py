@@ -1,0 +1,234 @@
+"""Run the rest of a network from where a layer begins.
+
+A search asks hundreds of times what a network answers when one layer has changed. Everything that runs before this
+layer gives the same activations each time, so they are computed once and kept. `Replay` assumes nothing about the
+network's shape. It watches one forward pass, finds the submodules that have returned before the layer is called, and
+lets these, when the network is run again, return what they returned before instead of computing it. Of these results
+only those that some later computation reads are kept; the others become tensors without data.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEFAULT_MEMORY = 2 << 30  # bytes of activations that a replay may keep
+
+# What submodules returned in one forward pass, call by call; modules inside a module that returned are left out.
+Results = dict[nn.Module, list]
+
+
+class Replay:
+    """The logits of `model` over `batches`, computed from one layer on.
+
+    Use it in evaluation mode without gradients (`layers.evaluating`). After `advance(layer)` weights may change in
+    that layer and in what runs after it, nowhere before.
+
+    Args:
+        model: maps a batch of images to logits (n, classes).
+        batches: a re-iterable of (images, labels), the same each time.
+        memory: bytes of activations that may be kept; batches that find no room are run whole.
+
+    Attributes:
+        exact: False once replaying the first batch did not reproduce the network's logits bit for bit (its forward
+            pass is random, say). A warning says so, and every batch is then run whole.
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterable, memory: int = DEFAULT_MEMORY):
+        self.model, self.batches, self.memory = model, batches, memory
+        self.exact = True
+        self._spans: dict[nn.Module, list[tuple[int, int]]] | None = None
+        self._kept: list[Results] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(logits, labels) of every batch."""
+        for index, (images, labels) in enumerate(self.batches):
+            with returning(self._before(index)):
+                logits = self.model(images)
+            yield logits, labels
+
+    def advance(self, layer: nn.Module) -> None:
+        """Keep what `layer` and everything after it read, as it is with the weights of this moment.
+
+        Raises:
+            ValueError: the forward pass never calls `layer`.
+        """
+        images, _ = next(iter(self.batches))
+        if self._spans is None:
+            self._spans = call_spans(self.model, images)
+        cut = _Cut(self.model, layer, finished_before(self._spans, layer))
+        if self.exact and not cut.reproduces(images):
+            warnings.warn(f"{type(self.model).__name__} is not reproduced by a replay: every probe runs it whole", stacklevel=3)
+            self.exact = False
+        self._kept = self._fill(cut) if self.exact else []
+
+    def _before(self, index: int) -> Results:
+        return self._kept[index] if index < len(self._kept) else {}
+
+    def _fill(self, cut: "_Cut") -> list[Results]:
+        kept, used = [], 0
+        for index, (images, _) in enumerate(self.batches):
+            with returning(self._before(index)):
+                results = cut.record(images)
+            used += sum(tensor.nbytes for tensor in tree_flatten(list(results.values()))[0] if is_data(tensor))
+            if used > self.memory:
+                break
+            kept.append(results)
+            if index < len(self._kept):
+                self._kept[index] = {}  # superseded: free it before the next batch is recorded
+        return kept
+
+
+class _Cut:
+    """The place where one layer begins: which submodules have returned by then, and which results are read later."""
+
+    def __init__(self, model: nn.Module, layer: nn.Module, finished: set[nn.Module]):
+        self.model, self.layer, self.finished = model, layer, finished
+        self.read: set[tuple[nn.Module, int, int]] | None = None  # (module, call, tensor of that call); None: all
+
+    def record(self, images: Tensor) -> Results:
+        """Run the network up to the layer; copies of what is read later, data-less tensors for the rest."""
+        results: Results = {}
+        depth = 0
+
+        def enter(*_) -> None:
+            nonlocal depth
+            depth += 1
+
+        def leave(module: nn.Module, _, output) -> None:
+            nonlocal depth
+            depth -= 1
+            if depth == 0:  # not inside another finished module
+                calls = results.setdefault(module, [])
+                calls.append(self._slim(module, len(calls), output))
+
+        handles = [module.register_forward_pre_hook(enter) for module in self.finished]
+        handles += [module.register_forward_hook(leave) for module in self.finished]
+        handles.append(self.layer.register_forward_pre_hook(_stop))
+        try:
+            self.model(images)
+        except _Reached:
+            return results
+        finally:
+            for handle in handles:
+                handle.remove()
+        raise ValueError("the forward pass does not reach the layer it reached before")
+
+    def _slim(self, module: nn.Module, call: int, output):
+        leaves, structure = tree_flatten(output)
+        for position, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                needed = self.read is None or (module, call, position) in self.read
+                # A copy, because the network may go on to change its own tensor in place.
+                leaves[position] = leaf.clone() if needed else torch.empty_like(leaf, device="meta")
+        return structure.unflatten(leaves)
+
+    def reproduces(self, images: Tensor) -> bool:
+        """Find out which results are read, and whether a replay that keeps only those gives the same logits."""
+        expected = self.model(images)
+        results = self.record(images)
+        with _Reads(results) as reads, returning(results, copies=False):
+            self.model(images)
+        self.read = reads.seen
+        with returning(self.record(images)):
+            return torch.equal(self.model(images), expected)
+
+
+class _Reached(Exception):
+    """The forward pass has come to the layer that it was run for."""
+
+
+def _stop(*_) -> None:
+    raise _Reached
+
+
+class _Reads(TorchFunctionMode):
+    """Which tensors of `results` the torch functions inside the block are called with."""
+
+    def __init__(self, results: Results):
+        super().__init__()
+        self.seen: set[tuple[nn.Module, int, int]] = set()
+        self._place = {
+            id(leaf): (module, call, position)
+            for module, calls in results.items()
+            for call, output in enumerate(calls)
+            for position, leaf in enumerate(tree_flatten(output)[0])
+            if isinstance(leaf, Tensor)
+        }
+        self._alive = results  # an id is only a name while its tensor lives
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        for leaf in tree_flatten((args, kwargs))[0]:
+            if id(leaf) in self._place:
+                self.seen.add(self._place[id(leaf)])
+        return func(*args, **(kwargs or {}))
+
+
+def is_data(leaf) -> bool:
+    return isinstance(leaf, Tensor) and not leaf.is_meta
+
+
+@contextmanager
+def returning(results: Results, copies: bool = True) -> Iterator[None]:
+    """Inside the block the modules in `results` return the next of their results instead of computing it.
+
+    Copies of them, as the network may change in place what it is given.
+    """
+    replaced = {module: module.__dict__.get("forward") for module in results}
+    for module, outputs in results.items():
+        module.forward = _next_of(outputs, copies)
+    try:
+        yield
+    finally:
+        for module, forward in replaced.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _next_of(outputs: list, copies: bool):
+    remaining = iter(outputs)
+
+    def forward(*_, **__):
+        output = next(remaining)
+        return tree_map(lambda leaf: leaf.clone() if is_data(leaf) else leaf, output) if copies else output
+
+    return forward
+
+
+def call_spans(model: nn.Module, images: Tensor) -> dict[nn.Module, list[tuple[int, int]]]:
+    """When each submodule's calls begin and end in one forward pass, counted in calls and returns."""
+    spans: dict[nn.Module, list[tuple[int, int]]] = {}
+    starts: dict[nn.Module, list[int]] = {}
+    clock = 0
+
+    def enter(module: nn.Module, _) -> None:
+        nonlocal clock
+        starts.setdefault(module, []).append(clock)
+        clock += 1
+
+    def leave(module: nn.Module, *_) -> None:
+        nonlocal clock
+        spans.setdefault(module, []).append((starts[module].pop(), clock))
+        clock += 1
+
+    handles = [module.register_forward_pre_hook(enter) for module in model.modules()]
+    handles += [module.register_forward_hook(leave) for module in model.modules()]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return spans
+
+
+def finished_before(spans: dict[nn.Module, list[tuple[int, int]]], layer: nn.Module) -> set[nn.Module]:
+    """The modules whose every call has returned when `layer` is first called."""
+    if layer not in spans:
+        raise ValueError(f"the forward pass never calls the layer {layer}")
+    begin = min(start for start, _ in spans[layer])
+    return {module for module, calls in spans.items() if all(end < begin for _, end in calls)}

@@ -1,0 +1,195 @@
+"""The smallest (k_S, k_T) that a tolerance allows, found layer by layer by bisection (sections 2.2 and 5.3).
+
+The paper leaves the protocol open. Here layers come in the order of the forward pass; each is searched on its input
+side first and then, with that projection in place, on its output side. A probe puts W' = P_S W P_T into the network
+and passes when enough validation images are still classified correctly.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
+from urank.plan import LayerRank, Probe, RankPlan
+from urank.replay import DEFAULT_MEMORY, Replay
+from urank.subspaces import Spectrum, output_gram
+from urank.utilization import project_weight, utilized_rank
+
+
+class Validation:
+    """The images and labels that a search consults, and how correct ones are counted.
+
+    Args:
+        batches: a re-iterable of (images, labels); read once and held.
+
+    Raises:
+        ValueError: there is no image.
+    """
+
+    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]):
+        self.batches = [(images, labels) for images, labels in batches]
+        self.total = sum(len(labels) for _, labels in self.batches)
+        if self.total == 0:
+            raise ValueError("the validation set is empty: the search needs labelled images to count correct ones")
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def count_correct(self, model: nn.Module) -> int:
+        """How many images `model` classifies correctly, in evaluation mode.
+
+        Raises:
+            ValueError: a label that the model has no output for.
+            FloatingPointError: the logits hold NaN or infinity.
+        """
+        with evaluating(model):
+            return sum(_checked_correct(model(images), labels) for images, labels in self)
+
+    def hardest_first(self, model: nn.Module) -> "Validation":
+        """The same images in the order of the margin by which `model` gets them right, the smallest first.
+
+        A probe that fails then fails after a few batches. The margin is the label's logit less the largest other.
+        """
+        with evaluating(model):
+            order = torch.cat([margins(model(images), labels) for images, labels in self]).argsort(stable=True)
+        size = max(len(labels) for _, labels in self)
+        images, labels = (torch.cat(parts)[order] for parts in zip(*self.batches))
+        return Validation(zip(images.split(size), labels.split(size)))
+
+
+def _checked_correct(logits: Tensor, labels: Tensor) -> int:
+    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but the network has {logits.shape[1]} classes")
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError("the network's logits hold NaN or infinity; check its weights and the images")
+    return int((logits.argmax(1) == labels).sum())
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit less the largest other one, (n,); positive where the prediction is correct."""
+    of_label = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -math.inf).amax(1)
+    return of_label[:, 0] - others
+
+
+def search_ranks(
+    model: nn.Module,
+    grams: Mapping[str, Tensor],
+    validation: Iterable[tuple[Tensor, Tensor]],
+    tolerance: float = 0.1,
+    mode: str = "joint",
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> RankPlan:
+    """The utilized rank of every layer in `grams`, in their order, under an accuracy tolerance.
+
+    Each side of a layer is bisected over its dimensions: k passes when at least `reference - floor(tolerance N / 100)`
+    of the N validation images are classified correctly; no k but the full dimension passing means no projection.
+
+    Args:
+        model: is left as it is.
+        grams: X^T X of the unmodified network's layers, from `accumulate_grams`.
+        validation: a re-iterable of (images, labels) on the model's device.
+        tolerance: epsilon, in accuracy points that one projection may cost.
+        mode: "joint" leaves what was found in place, and each projection is compared with the network just before
+            it, so that at most 2 L epsilon points are lost over L layers. "isolated" searches each layer in the
+            otherwise unmodified network, whose accuracy its input side may miss by epsilon, both sides by 2 epsilon.
+        memory: bytes of activations that may be kept between probes.
+
+    Raises:
+        ValueError: tolerance outside 0..100, another mode, no validation image, a Gram matrix of an unknown layer or
+            of the wrong shape, or labels that the network has no output for.
+        FloatingPointError: the network's logits or a Gram matrix hold NaN or infinity.
+    """
+    if not 0 <= tolerance <= 100:
+        raise ValueError(f"the tolerance is in accuracy points from 0 to 100, got {tolerance}")
+    if mode not in ("joint", "isolated"):
+        raise ValueError(f"the search mode is 'joint' or 'isolated', got {mode!r}")
+    network = copy.deepcopy(model)
+    check_grams(network, grams)
+    search = _Search(network, Validation(validation), tolerance, mode, memory)
+    with evaluating(network), tqdm(grams, desc="rank search", unit="layer", disable=not progress) as names:
+        layers = tuple(search.layer(name, grams[name], names) for name in names)
+    return RankPlan(layers, float(tolerance), mode, search.validation.total, search.base, tuple(search.probes))
+
+
+def check_grams(model: nn.Module, grams: Mapping[str, Tensor]) -> None:
+    layers = matrix_layers(model)
+    if not grams:
+        raise ValueError("no layer to search: the mapping of Gram matrices is empty")
+    for name, gram in grams.items():
+        if name not in layers:
+            raise ValueError(f"a Gram matrix is given for {name!r}, which is no matrix layer of the network")
+        d = weight_matrix(layers[name]).shape[0]
+        if gram.shape != (d, d):
+            raise ValueError(f"layer {name!r} has {d} input features, its Gram matrix has shape {tuple(gram.shape)}")
+
+
+def allowed_loss(tolerance: float, total: int) -> int:
+    """floor(tolerance total / 100) images, for the decimal number that was written (0.29 of 10,000 is 29)."""
+    return math.floor(Fraction(str(tolerance)) * total / 100)
+
+
+class _Search:
+    """A search under way: the network as changed so far and what it gets right."""
+
+    def __init__(self, network: nn.Module, validation: Validation, tolerance: float, mode: str, memory: int):
+        self.layers, self.mode = matrix_layers(network), mode
+        self.base = self.correct = validation.count_correct(network)
+        self.validation = validation.hardest_first(network)
+        self.replay = Replay(network, self.validation, memory)
+        self.allowed = allowed_loss(tolerance, validation.total)
+        self.probes: list[Probe] = []
+
+    def layer(self, name: str, gram: Tensor, bar: tqdm) -> LayerRank:
+        """Both sides of one layer. In joint mode W' stays in the network, in isolated mode W comes back."""
+        layer = self.layers[name]
+        W = weight_matrix(layer)
+        d, m = W.shape
+        inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
+        self.replay.advance(layer)
+
+        def side(label: str, size: int, before: int, needed: int, project: Callable[[int], Tensor]) -> tuple[int, int]:
+            def correct_with(k: int) -> int | None:
+                bar.set_postfix_str(f"{name} {label} {k}/{size}")
+                set_weight_matrix(layer, project(k))
+                return self._count(needed)
+
+            return self._bisect(name, label, size, before, correct_with)
+
+        before = self.correct if self.mode == "joint" else self.base
+        k_s, correct = side("S", d, before, before - self.allowed, lambda k: project_weight(W, inputs, outputs, k, m))
+        needed = correct - self.allowed if self.mode == "joint" else self.base - 2 * self.allowed
+        k_t, correct = side("T", m, correct, needed, lambda k: project_weight(W, inputs, outputs, k_s, k))
+        projected = project_weight(W, inputs, outputs, k_s, k_t)
+        set_weight_matrix(layer, projected if self.mode == "joint" else W)
+        self.correct = correct
+        return LayerRank(name, d, m, utilized_rank(W), k_s, k_t, utilized_rank(projected), correct)
+
+    def _bisect(self, layer: str, side: str, size: int, before: int, correct_with) -> tuple[int, int]:
+        """The smallest passing k in 1..size and the number correct with it; `size` itself is never asked."""
+        lo, hi, correct = 1, size, before
+        while lo < hi:
+            k = (lo + hi) // 2
+            count = correct_with(k)
+            self.probes.append(Probe(layer, side, k, count is not None, count))
+            if count is None:
+                lo = k + 1
+            else:
+                hi, correct = k, count
+        return lo, correct
+
+    def _count(self, needed: int) -> int | None:
+        """How many images are classified correctly, or None as soon as it is certain that fewer than `needed` are."""
+        correct = seen = 0
+        for logits, labels in self.replay:
+            correct += int((logits.argmax(1) == labels).sum())
+            seen += len(labels)
+            if correct + self.validation.total - seen < needed:
+                return None
+        return correct

@@ -1,0 +1,218 @@
+"""Fit a network, fine-tune it, and count what it gets right.
+
+`fit` is deterministic given its seed: the order of the images and the augmentation of epoch e are drawn from
+(seed, e) alone, so a run that was killed and resumed sees what an uninterrupted run would have seen.
+"""
+
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+from tqdm.auto import tqdm
+
+from urank.datasets import Dataset
+from urank.files import read_checkpoint, write_checkpoint
+from urank.search import Validation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fit a network: SGD with Nesterov momentum, weight decay on weights only.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step; an incomplete last batch is dropped.
+        lr: peak learning rate.
+        momentum, weight_decay: of SGD; biases and batch norm are not decayed.
+        schedule: "one_cycle" (cosine up to `lr`, cosine down to nearly 0) or "multistep" (divided by 10 at each
+            of `milestones`).
+        warmup: share of the steps over which "one_cycle" rises.
+        milestones: epochs at which "multistep" drops the learning rate.
+        label_smoothing: of the cross-entropy.
+        crop: largest shift in pixels of the random crop (reflected border); 0 for none.
+        flip: mirror half of the images.
+        ema_decay: decay of an exponential moving average of the weights, which is then what `fit` leaves in the
+            network; None for none.
+        precision: "auto" is bfloat16 autocast where the device multiplies it in hardware, else float32.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "one_cycle"
+    warmup: float = 0.2
+    milestones: tuple[int, ...] = ()
+    label_smoothing: float = 0.0
+    crop: int = 4
+    flip: bool = True
+    ema_decay: float | None = None
+    precision: str = "auto"
+
+    def __post_init__(self):
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0:
+            raise ValueError(f"recipe: needs epochs >= 0, batch_size >= 1 and lr > 0, got {self}")
+        if self.schedule not in ("one_cycle", "multistep"):
+            raise ValueError(f"recipe: schedule is 'one_cycle' or 'multistep', not {self.schedule!r}")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"recipe: precision is 'auto', 'float32' or 'bfloat16', not {self.precision!r}")
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    recipe: Recipe,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    device: torch.device | str = "cpu",
+    description: str = "training",
+) -> list[dict]:
+    """Fit `model` in place on `dataset.train` and return a row (epoch, loss, accuracy, seconds) an epoch.
+
+    `loss` and `accuracy` (percent) are those of the augmented training images as they were seen.
+
+    Args:
+        checkpoint: file that is rewritten after every epoch and from which an interrupted fit goes on.
+
+    Raises:
+        ValueError: fewer training images than one batch, or a checkpoint that another recipe or seed wrote.
+        FloatingPointError: the loss is no longer finite.
+    """
+    if len(dataset.train) < recipe.batch_size:
+        raise ValueError(f"{dataset.name}: {len(dataset.train)} training images do not fill a batch of {recipe.batch_size}")
+    model.to(device, memory_format=torch.channels_last)
+    run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed)
+    if checkpoint is not None and checkpoint.exists():
+        run.restore(checkpoint, device)
+    train = dataset.train.to(device)
+    for epoch in range(len(run.history), recipe.epochs):
+        start = time.perf_counter()
+        loss, accuracy = run.epoch(dataset, train, epoch, description)
+        run.history.append(dict(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start))
+        if checkpoint is not None:
+            run.save(checkpoint)
+    if run.ema is not None:
+        model.load_state_dict(run.ema.module.state_dict())
+    return run.history
+
+
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Accuracy of `model` in percent over batches of (images, labels), in the model's own precision."""
+    validation = Validation(batches)
+    return 100 * validation.count_correct(model) / validation.total
+
+
+class _Run:
+    """The state of a fit between two epochs: weights, optimizer, schedule, moving average, history."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, steps: int, seed: int):
+        self.model, self.recipe, self.steps, self.seed = model, recipe, steps, seed
+        groups = param_groups_weight_decay(model, recipe.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+        self.schedule = make_schedule(self.optimizer, recipe, steps)
+        self.ema = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
+        self.history: list[dict] = []
+
+    def epoch(self, dataset: Dataset, train, epoch: int, description: str) -> tuple[float, float]:
+        self.model.train()
+        device = train.images.device
+        generator = torch.Generator(device).manual_seed(epoch_seed(self.seed, epoch))
+        order = torch.randperm(len(train), generator=generator, device=device)
+        rows = order[: self.steps * self.recipe.batch_size].view(self.steps, -1)
+        loss_sum = correct = torch.zeros((), device=device)
+        bar = tqdm(rows, desc=f"{description} {epoch + 1}/{self.recipe.epochs}", leave=False, unit="batch")
+        for step, chosen in enumerate(bar):
+            images = dataset.normalize(augment(train.images[chosen], self.recipe, generator))
+            loss, logits = self._step(images, train.labels[chosen])
+            loss_sum = loss_sum + loss
+            correct = correct + (logits.argmax(1) == train.labels[chosen]).sum()
+            if self.ema is not None:
+                self.ema.update(self.model, step=epoch * self.steps + step)
+        if not torch.isfinite(loss_sum):
+            raise FloatingPointError(f"{description}: the loss of epoch {epoch + 1} is not finite; lower the learning rate")
+        return loss_sum.item() / self.steps, 100 * correct.item() / rows.numel()
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(images.device, self.recipe.precision):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach(), logits.detach()
+
+    def _stateful(self) -> dict:
+        parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
+        return parts if self.ema is None else parts | dict(ema=self.ema.module)
+
+    def _identity(self) -> dict:
+        return dict(recipe=asdict(self.recipe), seed=self.seed, steps=self.steps)
+
+    def save(self, path: Path) -> None:
+        state = {name: part.state_dict() for name, part in self._stateful().items()}
+        write_checkpoint(path, dict(identity=self._identity(), history=self.history, **state))
+
+    def restore(self, path: Path, device: torch.device | str) -> None:
+        state = read_checkpoint(path, device)
+        if state["identity"] != self._identity():
+            raise ValueError(f"{path}: written by another recipe, seed or data set size; delete it to start again")
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        self.history = state["history"]
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
+    """The learning-rate schedule of `recipe`, stepped after every one of `steps` batches an epoch."""
+    if recipe.schedule == "multistep":
+        return MultiStepLR(optimizer, [m * steps for m in recipe.milestones])
+    total = max(1, recipe.epochs * steps)
+    return OneCycleLR(optimizer, recipe.lr, total_steps=total + 1, pct_start=recipe.warmup, cycle_momentum=False)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """One well-mixed seed for everything that is random in one epoch of one run."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """A random crop (reflected border of `recipe.crop` pixels) and mirror of every uint8 image (n, c, h, w)."""
+    n, _, h, w = images.shape
+    if recipe.flip:
+        mirrored = torch.rand(n, generator=generator, device=images.device) < 0.5
+        images = torch.where(mirrored.view(n, 1, 1, 1), images.flip(3), images)
+    if recipe.crop == 0:
+        return images
+    # Every crop is a window of the padded image: gather the windows' rows and columns with one index each.
+    padded = F.pad(images.float(), [recipe.crop] * 4, mode="reflect")
+    dy, dx = torch.randint(0, 2 * recipe.crop + 1, (2, n, 1), generator=generator, device=images.device)
+    rows = (dy + torch.arange(h, device=images.device)).view(n, 1, h, 1)
+    columns = (dx + torch.arange(w, device=images.device)).view(n, 1, 1, w)
+    windows = padded.gather(2, rows.expand(n, padded.shape[1], h, padded.shape[3]))
+    return windows.gather(3, columns.expand(n, padded.shape[1], h, w))
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bfloat16 autocast for "bfloat16", and for "auto" where the device multiplies it in hardware."""
+    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """True where matrix products in bfloat16 are faster than in float32 (tensor cores, AMX, AVX512-BF16)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
