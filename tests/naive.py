@@ -3,6 +3,7 @@
 Written from the specification alone. A layer is a matrix W (d x m) that acts on rows, Y = X W: for a
 convolution X holds the flattened patches (d = c_in k_h k_w), one row per output position. Uncentred, no bias.
 """
+
 import copy
 from collections import OrderedDict
 from fractions import Fraction
@@ -45,6 +46,7 @@ def grams(model, batches):
         def hook(layer, args):
             X = input_rows(layer, args[0])
             result[name] = result.get(name, 0) + X.T @ X
+
         return hook
 
     for name, layer in model.named_modules():
@@ -134,8 +136,19 @@ def search(model, grams, batches, tolerance, mode="joint"):
 
         correct = correct_with(k_s, k_t)  # and the projections stay in place
         rank = rank_of(project(W, G, k_s, k_t))
-        rows.append(dict(layer=name, d=d, m=m, weight_rank=rank_of(W), k_s=k_s, k_t=k_t, rank=rank,
-                         utilization=rank / min(d, m), correct=correct))
+        rows.append(
+            dict(
+                layer=name,
+                d=d,
+                m=m,
+                weight_rank=rank_of(W),
+                k_s=k_s,
+                k_t=k_t,
+                rank=rank,
+                utilization=rank / min(d, m),
+                correct=correct,
+            )
+        )
 
     return rows, probes, sum(row["utilization"] for row in rows) / len(rows)
 
@@ -155,14 +168,15 @@ def bound(X, W, k_s, k_t):
     # all d (all m) right singular vectors; full_matrices, which also makes a rows x rows U, only if rows are too few
     V_S, V_T = (np.linalg.svd(A, full_matrices=len(A) < A.shape[1])[2].T for A in (X, Y))
     P_S, P_T = V_S[:, :k_s] @ V_S[:, :k_s].T, V_T[:, :k_t] @ V_T[:, :k_t].T
-    square = lambda A: float((A ** 2).sum())
+    square = lambda A: float((A**2).sum())
 
     def energy(A, k):
         squares = np.linalg.svd(A, compute_uv=False) ** 2
         return squares[:k].sum() / squares.sum()
 
-    return dict(error=square(Y - X @ P_S @ W @ P_T),
-                output_part=square(Y @ (np.eye(m) - P_T)),
-                input_part=square(X @ (np.eye(d) - P_S) @ W @ P_T),
-                bound=float((1 - energy(Y, k_t)) * square(Y)
-                            + (1 - energy(X, k_s)) * square(X) * np.linalg.norm(W, 2) ** 2))
+    return dict(
+        error=square(Y - X @ P_S @ W @ P_T),
+        output_part=square(Y @ (np.eye(m) - P_T)),
+        input_part=square(X @ (np.eye(d) - P_S) @ W @ P_T),
+        bound=float((1 - energy(Y, k_t)) * square(Y) + (1 - energy(X, k_s)) * square(X) * np.linalg.norm(W, 2) ** 2),
+    )

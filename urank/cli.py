@@ -8,7 +8,7 @@ import pandas as pd
 import typer
 
 from urank.experiments import STAGES, Record
-from urank.profiles import load_profile, runs_folder
+from urank.profiles import load_profile, run_folder
 from urank.profiles import reproduce as reproduce_one
 
 app = typer.Typer(
@@ -27,19 +27,20 @@ def reproduce(
     profile: Profile = "quick",
     only: Only = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")] = "auto",
+    same_code: Annotated[bool, typer.Option(help="Start again what other code has begun, not go on with it.")] = False,
 ) -> None:
     """Run a profile's experiments, or what is left of them, and write a record for each."""
-    for name in only or load_profile(profile):
-        record = reproduce_one(profile, name, device)
-        typer.echo(f"{summary(name, record)}\n  record: {runs_folder() / profile / name / 'record.json'}")
+    for name in only or load_profile(profile).experiments:
+        record = reproduce_one(profile, name, device, same_code)
+        typer.echo(f"{summary(name, record)}\n  record: {run_folder(profile, name) / 'record.json'}")
 
 
 @app.command()
 def status(profile: Profile = "quick") -> None:
     """Which stages of a profile's experiments have been run."""
     rows = {}
-    for name in load_profile(profile):
-        folder = runs_folder() / profile / name
+    for name in load_profile(profile).experiments:
+        folder = run_folder(profile, name)
         stages = [stage.__name__.lstrip("_") for stage in STAGES]
         rows[name] = {stage: "done" if (folder / f"{stage}.json").exists() else "-" for stage in stages}
     typer.echo(pd.DataFrame(rows).T.to_string())
@@ -57,8 +58,8 @@ def summary(name: str, record: Record) -> str:
     """One line: accuracies, MLU and savings of a record."""
     accuracy = record["accuracy"]
     return (
-        f"{name}: {accuracy['original']:.2f} % -> {accuracy['decomposed']:.2f} % decomposed -> {accuracy['finetuned']:.2f} % "
-        f"fine-tuned; MLU {100 * record.plan.mlu:.1f} % (W: {100 * record.plan.weight_mlu:.1f} %); "
+        f"{name}: {accuracy['original']:.2f} % -> {accuracy['decomposed']:.2f} % decomposed "
+        f"-> {accuracy['finetuned']:.2f} % fine-tuned; MLU {100 * record.plan.mlu:.1f} % (W: {100 * record.plan.weight_mlu:.1f} %); "
         f"params x {record.params_ratio:.2f}, MACs x {record.macs_ratio:.2f}"
     )
 

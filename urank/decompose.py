@@ -92,7 +92,9 @@ def empty_split(layer: MatrixLayer, r: int) -> nn.Sequential:
         return nn.Sequential(
             nn.Linear(layer.in_features, r, bias=False, **like), nn.Linear(r, layer.out_features, bias, **like)
         )
-    geometry = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation, padding_mode=layer.padding_mode)
+    geometry = dict(
+        stride=layer.stride, padding=layer.padding, dilation=layer.dilation, padding_mode=layer.padding_mode
+    )
     return nn.Sequential(
         nn.Conv2d(layer.in_channels, r, layer.kernel_size, bias=False, **geometry, **like),
         nn.Conv2d(r, layer.out_channels, 1, bias=bias, **like),

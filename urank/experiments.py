@@ -4,7 +4,9 @@ Every stage writes its result into the experiment's folder, weights first and a 
 absent. A stage whose JSON file is there is not computed again, so a run that was killed goes on where it stopped.
 """
 
+import hashlib
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,12 +24,13 @@ from urank.files import read_json, read_weights, write_json, write_tensors, writ
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import RankPlan
 from urank.replay import Replay
-from urank.search import Validation, search_ranks
+from urank.search import search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
 from urank.training import Recipe, evaluate, fit
 from urank.utilization import project_weight
 
 ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
+PRESENTATION = ("figures", "paper", "profiles", "cli", "__init__", "__main__")  # modules no measurement depends on
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
 
 
@@ -121,17 +124,20 @@ class Record:
         return cls(content)
 
 
-def run(experiment: Experiment, folder: Path | str, device: str = "auto", progress: bool = True) -> Record:
+def run(
+    experiment: Experiment, folder: Path | str, device: str = "auto", progress: bool = True, same_code: bool = False
+) -> Record:
     """Run `experiment`, or what is left of it, in `folder` and return its record (also written as `record.json`).
 
     Args:
         device: "cpu", "cuda", ... or "auto" for a GPU where there is one.
+        same_code: start again where other code began; default is to go on, as a record says which code ran a stage.
 
     Raises:
         ValueError: the folder holds another experiment, or a name or option is unknown.
     """
     folder = Path(folder)
-    claim(folder, experiment)
+    claim(folder, experiment, same_code)
     work = _Work(experiment, folder, pick_device(device), progress)
     stages = {stage.__name__.lstrip("_"): work.stage(stage) for stage in STAGES}
     record = Record(assemble(experiment, stages))
@@ -139,12 +145,27 @@ def run(experiment: Experiment, folder: Path | str, device: str = "auto", progre
     return record
 
 
-def claim(folder: Path, experiment: Experiment) -> None:
+def claim(folder: Path, experiment: Experiment, same_code: bool) -> None:
     """Write down whose folder this is; refuse one that another experiment has begun."""
-    path, content = folder / "experiment.json", plain(asdict(experiment))
-    if path.exists() and read_json(path) != content:
-        raise ValueError(f"{folder} holds another experiment (see experiment.json there): choose another folder or delete it")
+    path, content = folder / "experiment.json", dict(definition=plain(asdict(experiment)), code=code_digest())
+    begun = read_json(path) if path.exists() else content
+    if begun["definition"] != content["definition"]:
+        raise ValueError(
+            f"{folder} holds another experiment (see experiment.json there): delete it or name another folder"
+        )
+    if same_code and begun["code"] != content["code"]:
+        shutil.rmtree(folder)
     write_json(path, content)
+
+
+def code_files() -> list[Path]:
+    """The modules whose code decides what an experiment measures."""
+    return sorted(path for path in Path(__file__).parent.rglob("*.py") if path.stem not in PRESENTATION)
+
+
+def code_digest() -> str:
+    """Twelve hexadecimal digits that change with the code an experiment runs."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in code_files())).hexdigest()[:12]
 
 
 def plain(content):
@@ -171,9 +192,8 @@ class _Work:
         if not path.exists():
             start = time.perf_counter()
             result = compute(self)
-            seconds = round(time.perf_counter() - start, 1)
-            when = datetime.now(UTC).date().isoformat()
-            write_json(path, plain(result) | dict(seconds=seconds, device=describe(self.device), date=when))
+            made = dict(device=describe(self.device), date=datetime.now(UTC).date().isoformat(), code=code_digest())
+            write_json(path, plain(result) | dict(made=made, seconds=round(time.perf_counter() - start, 1)))
         return read_json(path)
 
     @property
@@ -198,29 +218,42 @@ class _Work:
 
     def fresh(self) -> nn.Module:
         """The network with its seeded initial weights."""
-        torch.manual_seed(self.experiment.seed)
-        network = models.create(self.experiment.network, self.dataset.classes, self.experiment.width)
-        return network.to(self.device, memory_format=torch.channels_last)
+        return fresh_network(self.experiment).to(self.device, memory_format=torch.channels_last)
 
     def original(self) -> nn.Module:
         """The trained network."""
-        network = self.fresh()
-        network.load_state_dict(read_weights(self.folder / "original.safetensors", self.device))
-        return network
+        return original_network(self.experiment, self.folder).to(self.device, memory_format=torch.channels_last)
 
     def plan(self) -> RankPlan:
         return RankPlan.from_dict(read_json(self.folder / "search.json")["plan"])
 
     def grams(self) -> dict[str, Tensor]:
-        """Gram matrices in the order of the forward pass (safetensors keeps none)."""
-        grams = read_weights(self.folder / "grams.safetensors", self.device)
-        return {name: grams[name] for name in read_json(self.folder / "calibrate.json")["layers"]}
+        return calibrated_grams(self.folder, self.device)
 
     def fit(self, network: nn.Module, recipe: Recipe, stage: str) -> list[dict]:
         """Fit `network` with a checkpoint that is there only until the stage has ended."""
         description = f"{self.experiment.name} {stage}"
         checkpoint = self.folder / f"{stage}.ckpt"
         return fit(network, self.dataset, recipe, self.experiment.seed, checkpoint, self.device, description)
+
+
+def fresh_network(experiment: Experiment) -> nn.Module:
+    """The network of an experiment with its seeded initial weights."""
+    torch.manual_seed(experiment.seed)
+    return models.create(experiment.network, datasets.CLASSES[experiment.dataset], experiment.width)
+
+
+def original_network(experiment: Experiment, folder: Path) -> nn.Module:
+    """The trained network that the training stage left in `folder`."""
+    network = fresh_network(experiment)
+    network.load_state_dict(read_weights(folder / "original.safetensors"))
+    return network
+
+
+def calibrated_grams(folder: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """X^T X of every layer that the calibration stage left in `folder`, in the order of the forward pass."""
+    grams = read_weights(folder / "grams.safetensors", device)
+    return {name: grams[name] for name in read_json(folder / "calibrate.json")["layers"]}
 
 
 def _train(work: _Work) -> dict:
@@ -342,9 +375,8 @@ def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
         history=dict(train=train["history"], finetune=finetune["history"]),
         calibration_images=stages["calibrate"]["images"],
         seconds={name: stage["seconds"] for name, stage in stages.items()},
-        device={name: stage["device"] for name, stage in stages.items()},
+        made={name: stage["made"] for name, stage in stages.items()},
         versions={package: version(package) for package in VERSIONS_OF} | dict(python=platform.python_version()),
-        date=finetune["date"],
     )
 
 

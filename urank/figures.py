@@ -51,6 +51,35 @@ def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
     return figure
 
 
+def spectra_caption(record: Record) -> str:
+    """What Figure 1(a) of this record says, in one paragraph of Markdown."""
+    plan = record.plan
+    least = min(plan.layers, key=lambda entry: entry.utilization)
+    names = list(record["spectra"])
+    return (
+        f"Mean layer utilization: **{100 * plan.weight_mlu:.0f} %** of $W$, **{100 * plan.mlu:.0f} %** of $W'$. "
+        f"The least used layer is {layer_label(names, least.layer)}, {least.d} x {least.m}: "
+        f"rank {least.weight_rank} of $W$, {least.rank} of $W'$. "
+        f"With every $W'$ in place {record['accuracy']['projected']:.2f} % of the test images are classified "
+        f"correctly, {record['accuracy']['original']:.2f} % with every $W$."
+    )
+
+
+def sweep_caption(record: Record, layer: str) -> str:
+    """What Figure 1(b) of this record says of a layer: the least energy that costs no more than the tolerance."""
+    rows, entry, plan = pd.DataFrame(record["sweep"]), record.plan[layer], record.plan
+    rows = rows[rows["layer"] == layer]
+    enough = rows[rows["correct"] >= plan.correct - plan.tolerance * plan.total / 100]
+    if enough.empty:
+        return f"No threshold below {rows['energy'].max():.2%} keeps the accuracy within {plan.tolerance:g} points."
+    first = enough.iloc[0]
+    return (
+        f"The lowest threshold tried that costs at most {plan.tolerance:g} points keeps {first['energy']:.2%} of the "
+        f"input energy: $k_S$ = {first['k_s']} of {entry.d} directions, with $\\|W - W'\\|$ at "
+        f"{100 * first['norm_difference']:.0f} % of $\\|W\\|$."
+    )
+
+
 def cumulative(singular_values: Sequence[float]) -> np.ndarray:
     """Spectral energy (n,) of the first k = 1..n singular values; starts at the first."""
     squares = np.square(singular_values)
@@ -84,8 +113,9 @@ def energy_sweep(record: Record, layer: str | None = None) -> Figure:
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
         red, green = "#C0392B", "#1E8449"
-        axis.plot(rows["energy"], rows["correct"] / record.plan.correct, "o-", color=red, ms=3.5, label="accuracy / original")
-        axis.plot(rows["energy"], rows["norm_difference"], "s-", color=green, ms=3.5, label="$\\|W - W'\\| \\,/\\, \\|W\\|$")
+        kept, accuracy = rows["energy"], rows["correct"] / record.plan.correct
+        axis.plot(kept, accuracy, "o-", color=red, ms=3.5, label="accuracy / original")
+        axis.plot(kept, rows["norm_difference"], "s-", color=green, ms=3.5, label="$\\|W - W'\\| \\,/\\, \\|W\\|$")
         axis.set(xlabel="input spectral energy kept, $e_S$", ylabel="ratio", ylim=(0, 1.06))
         axis.set_title(f"layer {layer_label(names, layer)}")
         right = axis.twinx()
@@ -142,6 +172,27 @@ def table3(records: Iterable[Record]) -> pd.DataFrame:
     return frame[list(TABLE3_COLUMNS)].rename(columns=TABLE3_COLUMNS)
 
 
+def paper_table3():
+    """All rows of Table 3 as the paper prints them, styled."""
+    printed = paper.table3().rename(columns={"delta_printed": "delta"}).set_index(["dataset", "network"])
+    return style_table3(printed[list(TABLE3_COLUMNS)].rename(columns=TABLE3_COLUMNS))
+
+
+def table3_caption(record: Record) -> str:
+    """What a row of Table 3 says, in one paragraph of Markdown."""
+    accuracy, experiment = record["accuracy"], record.experiment
+    useful = [entry.layer for entry in record.plan.layers if entry.useful]
+    return (
+        f"**{experiment.network} on {experiment.dataset}.** Splitting all {len(record.plan.layers)} layers at their "
+        f"utilized ranks takes the accuracy from {accuracy['original']:.2f} % to {accuracy['decomposed']:.2f} %; "
+        f"{experiment.finetune.epochs} epochs of fine-tuning bring it to {accuracy['finetuned']:.2f} %. "
+        f"{len(useful)} layers are smaller as two; with only these split the network has "
+        f"{record['cost']['compact']['params'] / 1e6:.2f} M of {record['cost']['original']['params'] / 1e6:.2f} M "
+        f"parameters and takes {record['cost']['compact']['macs'] / 1e6:.1f} M of "
+        f"{record['cost']['original']['macs'] / 1e6:.1f} M MACs an image."
+    )
+
+
 def measured_row(record: Record) -> dict:
     """The columns of Table 3 for one record, in the units of the paper."""
     accuracy = record["accuracy"]
@@ -159,7 +210,7 @@ def measured_row(record: Record) -> dict:
 def style_table3(frame: pd.DataFrame):
     """The table as a page shows it: one decimal for percents, two for shares, a sign on the change."""
     formats = {name: "{:.1f}" for name in frame.columns} | {"change": "{:+.1f}", "params": "{:.2f}", "MACs": "{:.2f}"}
-    return frame.style.format(formats, na_rep="–")
+    return frame.style.format(formats, na_rep="–").set_uuid("table3")  # the same HTML each time it is drawn
 
 
 def provenance(record: Record) -> pd.DataFrame:
@@ -175,8 +226,8 @@ def provenance(record: Record) -> pd.DataFrame:
         "search": f"tolerance {experiment['tolerance']:g} points, {experiment['mode']}, on {record.plan.total} test images",
         "calibration": f"{record['calibration_images']} training images",
         "seed": experiment["seed"],
-        "device": ", ".join(sorted(set(record["device"].values()))),
-        "date": record["date"],
+        "device": ", ".join(sorted({made["device"] for made in record["made"].values()})),
+        "date": record["made"]["finetune"]["date"],
         "versions": versions,
         "seconds": seconds,
     }

@@ -63,7 +63,9 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged file; each is re-raised with its name
-        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start again") from error
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start again"
+        ) from error
 
 
 def write_weights(path: Path, model: nn.Module) -> None:

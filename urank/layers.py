@@ -31,7 +31,9 @@ def matrix_layers(model: nn.Module) -> dict[str, MatrixLayer]:
     owner: dict[nn.Parameter, str] = {}
     for name, layer in layers.items():
         if layer.weight in owner:
-            raise ValueError(f"layers {owner[layer.weight]!r} and {name!r} share one weight: untie them to measure them")
+            raise ValueError(
+                f"layers {owner[layer.weight]!r} and {name!r} share one weight: untie them to measure them"
+            )
         owner[layer.weight] = name
     return layers
 

@@ -1,26 +1,22 @@
-"""The Gram matrix of a convolution's input patches, exactly, without the patches.
+"""The Gram matrix of a convolution's input patches, exactly, without writing the patches out.
 
-A convolution is Y = X W on rows X of flattened patches; a row per output position t, a column per channel c and tap u.
-Along one axis, tap i reads the input at u = i * dilation - padding, and at stride s
+A convolution is Y = X W on rows X of flattened patches: a row per output position t, a column per channel c and tap.
+Along one axis tap i reads the input at u = i * dilation - padding from it on, so at stride 1
 
-    G[(c, u), (c', u')] = sum_t P[c, u + s t] P[c', u' + s t].
+    G[(c, i), (c', i')] = sum_t P[c, u + t] P[c', u' + t] = sum_q P[c, q] P[c', q + (u' - u)],   u <= q < u + outputs.
 
-Write u = r + s k with 0 <= r < s: the tap sees the phase P_r[q] = P[r + s q], which is an image of its own, and with
-the lag l = k' - k
+Tap pairs equally far apart add up the same terms, over windows of q that differ near the borders only: the 81 pairs of
+a 3 x 3 kernel have 25 distances, 13 up to symmetry. Where windows begin and end cuts the axis into segments; a term is
+multiplied once, in its segment, and a window is the sum of its segments. In two dimensions windows are rectangles and
+segments are cells, the products of those of the two axes.
 
-    G[(c, u), (c', u')] = sum_q P_r[c, q] P_r'[c', q + l],    q in the window k, ..., k + outputs - 1.
-
-So tap pairs with equal (r, r', l) add up the same terms, over windows that differ near the borders only: nine by nine
-pairs of taps of a 3 x 3 kernel have 25 lags, 13 up to symmetry. Where the windows begin and end cuts the axis into
-segments; every term is multiplied once, in its segment, and a window is the sum of the segments inside it. In two
-dimensions windows are rectangles and segments are cells, the products of those of the axes.
-
-Zeros outside the image add nothing, so zero padding is never stored: it clips the windows to where both taps see the
-image. Every other padding is written out first.
+Zeros around the image add nothing, so zero padding is not stored: it clips the windows to where both taps are inside.
+Other paddings are written out first. Strides leave few terms to share: there, and wherever sharing costs more than it
+saves, X is built a row of output positions at a time and the upper half of X^T X summed.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -30,34 +26,103 @@ from torch import Tensor, nn
 
 Interval = tuple[int, int]  # start, stop
 
+BLOCK = 128  # columns of X multiplied at once: fewer waste less below the diagonal, more are faster a multiplication
+SAMPLES = 4096  # rows of X held at once, or those of one row of output positions where these are more
+READ = 16  # what reading a number costs, in multiplications: what makes products of thin matrices slow
 
-class Lag(NamedTuple):
-    """The tap pairs (i, i') of one axis that share their terms.
 
-    Fields:
-        apart: i' - i.
-        phases: (r, r').
-        shift: l, the lag on the phases.
-        windows: for each pair, the interval of q it sums over.
+def patch_gram(conv: nn.Conv2d, images: Tensor, product_dtype: torch.dtype = torch.float64) -> Tensor:
+    """X^T X of the convolution's flattened input patches X, in the column order of `conv.weight.flatten(1)`.
+
+    Over many batches of one image size, sum `patch_products` and call `assemble_gram` once: the matrix can take
+    longer to write than to compute.
+
+    Args:
+        conv: any kernel size, stride, dilation, padding and padding mode; one group.
+        images: (n, c, h, w), what `conv` takes.
+        product_dtype: torch.float32 multiplies in float32 (never TF32) and sums in float64 what each product gives,
+            for hardware whose float64 is slow.
+
+    Returns:
+        (d, d), float64, symmetric up to rounding, d = c * k_h * k_w.
+
+    Raises:
+        ValueError: more groups than one, images that do not fit `conv`, or smaller than its kernel.
+
+    Example:
+        >>> patch_gram(nn.Conv2d(1, 4, 2), torch.ones(1, 1, 3, 3)).tolist()[0]
+        [4.0, 4.0, 4.0, 4.0]
     """
+    return assemble_gram(conv, images.shape[-2:], patch_products(conv, images, product_dtype))
+
+
+@torch.no_grad()
+def patch_products(conv: nn.Conv2d, images: Tensor, product_dtype: torch.dtype = torch.float64) -> Tensor:
+    """What `assemble_gram` makes the Gram matrix from, float64; linear: the sum over batches stands for all of them.
+
+    Args and errors: as `patch_gram`.
+
+    Returns:
+        (blocks, c, c), the distinct blocks of the matrix, or (d, d), its upper triangle.
+    """
+    if conv.groups != 1:
+        raise ValueError(f"a convolution in {conv.groups} groups has no one patch matrix: groups must be 1")
+    if images.ndim != 4 or images.shape[1] != conv.in_channels:
+        raise ValueError(f"images must be (n, {conv.in_channels}, h, w), not {tuple(images.shape)}")
+    rows, columns = axes(conv, images.shape[-2:])
+    shared = shares_terms(conv.in_channels, rows, columns)
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    if conv.padding_mode != "zeros":
+        images = F.pad(images, (left, right, top, bottom), conv.padding_mode)
+    elif not shared:
+        images = F.pad(images, (left, right, top, bottom))
+    # (c, h, w, n): for every channel, whole runs of columns are contiguous, over all images
+    pixels = images.flatten(1).T.contiguous().to(product_dtype).unflatten(0, images.shape[1:])
+    with full_precision(images.device):
+        return shared_products(pixels, rows, columns) if shared else unfolded_products(pixels, rows, columns)
+
+
+def assemble_gram(conv: nn.Conv2d, size: tuple[int, int], products: Tensor) -> Tensor:
+    """X^T X (d, d) from the `patch_products` of images of `size`, (h, w)."""
+    rows, columns = axes(conv, size)
+    if not shares_terms(conv.in_channels, rows, columns):
+        return products.triu() + products.triu(1).T
+    shape = (*conv.kernel_size, *conv.kernel_size, conv.in_channels, conv.in_channels)
+    G = products.new_empty(shape)  # tap-major: a block (i, j, i', j') is contiguous
+    blocks = iter(products)
+    for row, column in distances(rows, columns):
+        distinct = {windows: next(blocks) for windows in product(row.distinct, column.distinct)}
+        for (i, row_window), (j, column_window) in product(row.windows.items(), column.windows.items()):
+            block, i_, j_ = distinct[row_window, column_window], i + row.apart, j + column.apart
+            G[i, j, i_, j_] = block
+            G[i_, j_, i, j] = block.T
+    return G.permute(4, 0, 1, 5, 2, 3).flatten(3).flatten(0, 2)
+
+
+class Distance(NamedTuple):
+    """The tap pairs (i, i + apart) of one axis, P[q] meeting P[q + shift] in all of them."""
 
     apart: int
-    phases: tuple[int, int]
     shift: int
-    windows: dict[tuple[int, int], Interval]
+    windows: dict[int, Interval]  # for each i, the q it sums over
 
+    @property
     def distinct(self) -> list[Interval]:
         return sorted(set(self.windows.values()))
 
+    @property
     def segments(self) -> list[Interval]:
-        """What the ends of the windows cut the axis into, less the gaps that no window covers."""
-        windows = self.distinct()
-        pieces = pairwise(sorted({end for window in windows for end in window}))
-        return [piece for piece in pieces if any(covers(window, piece) for window in windows)] or [(0, 0)]
+        """The pieces between the ends of the windows, less the gaps that no window covers; one empty piece if none."""
+        pieces = pairwise(sorted({end for window in self.distinct for end in window}))
+        return [piece for piece in pieces if any(covers(window, piece) for window in self.distinct)] or [(0, 0)]
+
+    @property
+    def terms(self) -> int:
+        return sum(stop - start for start, stop in self.segments)
 
     def membership(self) -> Tensor:
-        """(distinct windows, segments): 1 where the window covers the segment."""
-        rows = [[float(covers(window, piece)) for piece in self.segments()] for window in self.distinct()]
+        """(distinct windows, segments), 1 where the window covers the segment."""
+        rows = [[float(covers(window, piece)) for piece in self.segments] for window in self.distinct]
         return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -65,68 +130,102 @@ def covers(window: Interval, piece: Interval) -> bool:
     return window[0] <= piece[0] and piece[1] <= window[1]
 
 
-def axis_lags(size: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int]) -> list[Lag]:
-    outputs = (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
-    if outputs < 1:
-        raise ValueError(f"an input of {size} with padding {padding} is smaller than the kernel, {kernel} taps")
-    groups = defaultdict(dict)
-    for i, j in product(range(kernel), repeat=2):
-        (k, r), (m, q) = (divmod(tap * dilation - padding[0], stride) for tap in (i, j))
-        start = max(k, 0, k - m)
-        stop = min(k + outputs, len(range(r, size, stride)), len(range(q, size, stride)) - (m - k))
-        groups[j - i, (r, q), m - k][i, j] = (start, stop) if start < stop else (0, 0)
-    return [Lag(*key, windows) for key, windows in groups.items()]
+class Axis(NamedTuple):
+    """The geometry of a convolution along one axis; padding = (before, after) is of zeros, and not stored."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    padding: tuple[int, int]
+
+    @property
+    def outputs(self) -> int:
+        return (self.size + sum(self.padding) - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def distances(self) -> list[Distance]:
+        """All distances between taps, at stride 1."""
+        return [self.distance(apart) for apart in range(1 - self.kernel, self.kernel)]
+
+    def distance(self, apart: int) -> Distance:
+        shift, windows = apart * self.dilation, {}
+        for i in range(max(0, -apart), min(self.kernel, self.kernel - apart)):
+            u = i * self.dilation - self.padding[0]
+            start, stop = max(u, 0, -shift), min(u + self.outputs, self.size, self.size - shift)
+            windows[i] = (start, stop) if start < stop else (0, 0)
+        return Distance(apart, shift, windows)
 
 
-def half_plane(conv, height, width) -> list[tuple[Lag, Lag]]:
-    left, right, top, bottom = stored_padding(conv)[1]
-    arguments = zip((height, width), conv.kernel_size, conv.stride, conv.dilation, ((top, bottom), (left, right)))
-    rows, columns = (axis_lags(*axis) for axis in arguments)
-    return [(row, column) for row, column in product(rows, columns) if (row.apart, column.apart) >= (0, 0)]
+def axes(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[Axis, Axis]:
+    """The rows' and the columns' geometry for images of `size`; paddings other than zeros count as image."""
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    paddings = [(top, bottom), (left, right)]
+    if conv.padding_mode != "zeros":
+        size, paddings = [s + sum(padding) for s, padding in zip(size, paddings)], [(0, 0), (0, 0)]
+    rows, columns = map(Axis, size, conv.kernel_size, conv.stride, conv.dilation, paddings)
+    if rows.outputs < 1 or columns.outputs < 1:
+        raise ValueError(f"images of {tuple(size)}, padded by {paddings}, are smaller than the kernel, {conv}")
+    return rows, columns
 
 
-def stored_padding(conv):
-    padding = tuple(conv._reversed_padding_repeated_twice)
-    return ((0, 0, 0, 0), padding) if conv.padding_mode == "zeros" else (padding, (0, 0, 0, 0))
+def distances(rows: Axis, columns: Axis) -> Iterator[tuple[Distance, Distance]]:
+    """The half plane of distances that, with its mirror image, is all of them."""
+    pairs = product(rows.distances(), columns.distances())
+    return ((row, column) for row, column in pairs if (row.apart, column.apart) >= (0, 0))
 
 
-def window_products(phases, row: Lag, column: Lag) -> Tensor:
-    left, right = (phases[r, s] for r, s in zip(row.phases, column.phases))
-    c = left.shape[-1]
+def shares_terms(c: int, rows: Axis, columns: Axis) -> bool:
+    """Whether c x c products of shared terms cost less an image than half of X^T X, reads counted with multiplications.
+
+    X is read once as pixels, written, and read again.
+    """
+    if (rows.stride, columns.stride) != (1, 1):
+        return False
+    d = c * rows.kernel * columns.kernel
+    shared = sum(row.terms * column.terms for row, column in distances(rows, columns)) * c * (c + 2 * READ)
+    unfolded = rows.outputs * columns.outputs * d * ((d + min(d, BLOCK)) / 2 + 3 * READ)
+    return shared < unfolded
+
+
+def shared_products(pixels: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """pixels (c, h, w, n) -> (blocks, c, c), in the order of `distances` and of their distinct windows."""
+    return torch.cat([window_products(pixels, row, column) for row, column in distances(rows, columns)])
+
+
+def window_products(pixels: Tensor, row: Distance, column: Distance) -> Tensor:
+    """pixels (c, h, w, n) -> (distinct windows, c, c): for each, the sum over its q of P[:, q] P[:, q + shift]^T."""
     cells = []
-    for (top, bottom), (start, stop) in product(row.segments(), column.segments()):
-        A = left[top:bottom, start:stop].flatten(1, 2)
-        B = right[top + row.shift : bottom + row.shift, start + column.shift : stop + column.shift].flatten(1, 2)
-        cells.append(torch.bmm(A.mT, B).sum(0, dtype=torch.float64))
-    membership = torch.kron(row.membership(), column.membership()).to(left.device)
-    return (membership @ torch.stack(cells).flatten(1)).view(-1, c, c)
+    for (top, bottom), (start, stop) in product(row.segments, column.segments):
+        A = pixels[:, top:bottom, start:stop]
+        B = pixels[:, top + row.shift : bottom + row.shift, start + column.shift : stop + column.shift]
+        A, B = (M.transpose(0, 1).flatten(2) for M in (A, B))  # (h, c, w n): views, a matrix a row of pixels
+        cells.append(torch.bmm(A, B.mT).sum(0, dtype=torch.float64))
+    membership = torch.kron(row.membership(), column.membership()).to(pixels.device)
+    return (membership @ torch.stack(cells).flatten(1)).unflatten(1, cells[0].shape)
 
 
-def tap_products(conv, images, product_dtype=torch.float64):
-    stored, _ = stored_padding(conv)
-    if any(stored):
-        images = F.pad(images, stored, conv.padding_mode)
-    h, w = images.shape[2:]
-    pixels = images.permute(2, 3, 0, 1)
-    sh, sw = conv.stride
-    phases = {(r, s): pixels[r::sh, s::sw].to(product_dtype).contiguous() for r, s in product(range(sh), range(sw))}
-    return torch.cat([window_products(phases, row, column) for row, column in half_plane(conv, h, w)])
+def unfolded_products(pixels: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """pixels (c, h, w, n), padded -> (d, d), X^T X on and above the diagonal, and in the blocks across it."""
+    device, d = pixels.device, len(pixels) * rows.kernel * columns.kernel
+    y = torch.arange(rows.outputs, device=device) * rows.stride
+    x = torch.arange(columns.outputs, device=device) * columns.stride
+    i = torch.arange(rows.kernel, device=device)[:, None, None, None] * rows.dilation
+    j = torch.arange(columns.kernel, device=device)[:, None, None] * columns.dilation
+    G = pixels.new_zeros(d, d, dtype=torch.float64)
+    for some in y.split(max(1, SAMPLES // max(1, len(x) * pixels.shape[3]))):
+        X = pixels[:, i + some[:, None], j + x].flatten(3).flatten(0, 2)  # (d, samples): X transposed
+        for a in range(0, d, BLOCK):
+            G[a : a + BLOCK, a:] += X[a : a + BLOCK] @ X[a:].T
+    return G
 
 
-def assemble(conv, h, w, products):
-    c = conv.in_channels
-    G = products.new_empty(*conv.kernel_size, *conv.kernel_size, c, c)
-    blocks = iter(products)
-    for row, column in half_plane(conv, h, w):
-        block = {windows: next(blocks) for windows in product(row.distinct(), column.distinct())}
-        for (i, I), (j, J) in product(row.windows, column.windows):
-            B = block[row.windows[i, I], column.windows[j, J]]
-            G[i, j, I, J] = B
-            G[I, J, i, j] = B.T
-    return G.permute(4, 0, 1, 5, 2, 3).reshape(c * G[0, 0, ..., 0, 0].numel(), -1)
-
-
-def patch_gram(conv, images, product_dtype=torch.float64):
-    stored, _ = stored_padding(conv)
-    h, w = images.shape[2] + stored[2] + stored[3], images.shape[3] + stored[0] + stored[1]
-    return assemble(conv, h, w, tap_products(conv, images, product_dtype))
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No TF32 and no autocast inside, whatever is set outside."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.fp32_precision = before

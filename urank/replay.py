@@ -43,6 +43,7 @@ class Replay:
         self.exact = True
         self._spans: dict[nn.Module, list[tuple[int, int]]] | None = None
         self._kept: list[Results] = []
+        self._finished: set[nn.Module] = set()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits, labels) of every batch."""
@@ -61,8 +62,13 @@ class Replay:
         if self._spans is None:
             self._spans = call_spans(self.model, images)
         cut = _Cut(self.model, layer, finished_before(self._spans, layer))
+        if not self._finished <= cut.finished:  # a step back: what was kept skips over the layer
+            self._kept = []
+        self._finished = cut.finished
         if self.exact and not cut.reproduces(images):
-            warnings.warn(f"{type(self.model).__name__} is not reproduced by a replay: every probe runs it whole", stacklevel=3)
+            warnings.warn(
+                f"{type(self.model).__name__} is not reproduced by a replay: every probe runs it whole", stacklevel=3
+            )
             self.exact = False
         self._kept = self._fill(cut) if self.exact else []
 

@@ -64,7 +64,9 @@ class Validation:
 
 def _checked_correct(logits: Tensor, labels: Tensor) -> int:
     if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but the network has {logits.shape[1]} classes")
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, but the network has {logits.shape[1]} classes"
+        )
     if not torch.isfinite(logits).all():
         raise FloatingPointError("the network's logits hold NaN or infinity; check its weights and the images")
     return int((logits.argmax(1) == labels).sum())

@@ -62,7 +62,9 @@ def batch_grams(model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer]
                 raise ValueError(f"layer {name!r} runs more than once in a forward pass: its uses cannot be told apart")
             grams[name] = gram_of(layer, inputs[0])
             if not torch.isfinite(grams[name]).all():
-                raise FloatingPointError(f"layer {name!r}: its input holds NaN or infinity; check the images and weights")
+                raise FloatingPointError(
+                    f"layer {name!r}: its input holds NaN or infinity; check the images and weights"
+                )
 
         return hook
 
@@ -74,7 +76,9 @@ def batch_grams(model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer]
             handle.remove()
     missing = [name for name in layers if name not in grams]
     if missing:
-        raise ValueError(f"layers that the forward pass never calls: {', '.join(missing)}; leave them out with `layers`")
+        raise ValueError(
+            f"layers that the forward pass never calls: {', '.join(missing)}; leave them out with `layers`"
+        )
     return grams
 
 

@@ -90,7 +90,9 @@ def fit(
         FloatingPointError: the loss is no longer finite.
     """
     if len(dataset.train) < recipe.batch_size:
-        raise ValueError(f"{dataset.name}: {len(dataset.train)} training images do not fill a batch of {recipe.batch_size}")
+        raise ValueError(
+            f"{dataset.name}: {len(dataset.train)} training images do not fill a batch of {recipe.batch_size}"
+        )
     model.to(device, memory_format=torch.channels_last)
     run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed)
     if checkpoint is not None and checkpoint.exists():
@@ -140,7 +142,9 @@ class _Run:
             if self.ema is not None:
                 self.ema.update(self.model, step=epoch * self.steps + step)
         if not torch.isfinite(loss_sum):
-            raise FloatingPointError(f"{description}: the loss of epoch {epoch + 1} is not finite; lower the learning rate")
+            raise FloatingPointError(
+                f"{description}: the loss of epoch {epoch + 1} is not finite; lower the learning rate"
+            )
         return loss_sum.item() / self.steps, 100 * correct.item() / rows.numel()
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

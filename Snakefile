@@ -1,0 +1,83 @@
+"""The pipeline: experiment -> notebook -> book, for one profile.
+
+    snakemake --cores all --config profile=quick
+
+An experiment runs once for all the notebooks that show it; a killed run goes on where it stopped; `--cores N` and
+Snakemake's executors run what is independent side by side.
+"""
+
+import sys
+from pathlib import Path
+
+from urank.experiments import code_files
+from urank.profiles import ROOT, load_profile
+
+PROFILE = load_profile(config.get("profile", "quick"))
+BUILD = f"build/{PROFILE.name}"
+SITE = f"{BUILD}/site"  # what Jupyter Book is given: the pages, and executed copies of the notebooks beside them
+PYTHON = sys.executable
+PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "book").rglob("*")) if path.is_file() and "_build" not in path.parts]
+RECORDS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "data").glob("*/**/*")) if path.suffix in (".json", ".csv")]
+CODE = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "urank").rglob("*.py"))]
+
+# The book that people open is published from the profile they asked for; tests build theirs and leave it alone.
+TARGET = "book/_build/html/index.html" if config.get("publish") else f"{BUILD}/html/index.html"
+
+
+rule all:
+    input:
+        TARGET,
+
+
+rule experiment:
+    """One network on one data set; stages that are there and that this code made are not run again."""
+    input:
+        [path.relative_to(ROOT).as_posix() for path in code_files()],
+        f"profiles/{PROFILE.name}.yaml",
+    output:
+        f"runs/{PROFILE.name}/{{experiment}}/record.json",
+    wildcard_constraints:
+        experiment="[^/]+/[^/]+",
+    log:
+        f"{BUILD}/logs/{{experiment}}.log",
+    shell:
+        "{PYTHON} -m urank reproduce --profile {PROFILE.name} --only {wildcards.experiment} --same-code > {log} 2>&1"
+
+
+rule notebook:
+    """Execute one notebook; the page it becomes holds the results of exactly this run."""
+    input:
+        "notebooks/{notebook}.ipynb",
+        CODE,
+        RECORDS,
+        lambda wildcards: [f"runs/{PROFILE.name}/{name}/record.json" for name in PROFILE.notebooks[wildcards.notebook]],
+    output:
+        f"{SITE}/notebooks/{{notebook}}.ipynb",
+    log:
+        f"{BUILD}/logs/{{notebook}}.log",
+    shell:
+        "{PYTHON} -m papermill {input[0]} {output} -p profile {PROFILE.name} --log-output > {log} 2>&1"
+
+
+rule book:
+    """Every page as HTML; a warning is an error."""
+    input:
+        PAGES,
+        expand(f"{SITE}/notebooks/{{notebook}}.ipynb", notebook=PROFILE.notebooks),
+    output:
+        f"{BUILD}/html/index.html",
+    log:
+        f"{BUILD}/logs/book.log",
+    shell:
+        "{PYTHON} book/build.py {SITE} {BUILD}/html > {log} 2>&1"
+
+
+rule publish:
+    input:
+        f"{BUILD}/html/index.html",
+    output:
+        "book/_build/html/index.html",
+    params:
+        source=f"{BUILD}/html",
+    shell:
+        "rm -rf book/_build/html && mkdir -p book/_build && cp -r {params.source} book/_build/html"

@@ -1,0 +1,99 @@
+"""Networks and images that several test modules share."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from urank.models import create
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+class Block(nn.Module):
+    """A residual block that changes tensors in place wherever it can."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.norm(self.conv1(x)).relu_())
+        out += x
+        return out.relu_()
+
+
+class Residual(nn.Module):
+    """Two residual blocks between a stem and a classifier, for 3 x 8 x 8 images."""
+
+    def __init__(self, classes: int = 4, channels: int = 6):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(Block(channels), Block(channels))
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(images).relu_()).mean((2, 3)))
+
+
+def small_cnn(classes: int = 4) -> nn.Module:
+    """Batch norm, a stride, a dilation and kernels that are not square, for 3 x 8 x 8 images."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 10, 3, padding=2, dilation=2, bias=False),
+        nn.BatchNorm2d(10),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(10, 8, (2, 3), stride=(1, 2), padding=(0, 1)),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 3 * 2, classes),
+    )
+
+
+def small_mlp(classes: int = 4) -> nn.Module:
+    """Three linear layers for 3 x 8 x 8 images."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 24), nn.ReLU(), nn.Linear(24, 16, bias=False), nn.Tanh(), nn.Linear(16, classes)
+    )
+
+
+def structured_images(count: int, size: int = 8, signal: float = 0.4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images (count, 3, size, size) in float64, each one of four patterns of 4 x 4 tiles under noise; their labels."""
+    tiles = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(1234), dtype=torch.float64)
+    patterns = nn.functional.interpolate(tiles, size=size)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (count,), generator=generator)
+    noise = torch.randn(count, 3, size, size, generator=generator, dtype=torch.float64)
+    return signal * patterns[labels] + noise, labels
+
+
+def in_batches(images: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def briefly_trained(network: nn.Module, size: int = 8, signal: float = 0.4, steps: int = 40) -> nn.Module:
+    """`network` in float64 and evaluation mode after a few steps of Adam on `structured_images`."""
+    network = network.double().train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    images, labels = structured_images(256, size, signal, seed=7)
+    for step in range(steps):
+        pick = torch.arange(64) + 64 * (step % 4)
+        loss = nn.functional.cross_entropy(network(images[pick]), labels[pick])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+NETWORKS = {
+    "cnn": (small_cnn, 8),
+    "mlp": (small_mlp, 8),
+    "residual": (Residual, 8),
+    "vgg11": (lambda: create("vgg11", classes=4, width=0.125), 32),
+}

@@ -1,0 +1,352 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import NETWORKS, briefly_trained, in_batches, small_cnn, structured_images
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+
+from urank.decompose import (
+    Cost,
+    count_cost,
+    decompose,
+    factor,
+    load_compact,
+    merge_useless,
+    project_network,
+    save_compact,
+    split,
+)
+from urank.layers import matrix_layers, weight_matrix
+from urank.models import create
+from urank.models.vgg import STAGES
+from urank.plan import LayerRank, RankPlan
+from urank.search import search_ranks
+from urank.subspaces import accumulate_grams
+from urank.utilization import utilized_rank
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(6, 5), (6,)),
+    "wide linear": (lambda: nn.Linear(3, 8, bias=False), (2, 3)),
+    "one output": (lambda: nn.Linear(3, 1), (3,)),
+    "conv": (lambda: nn.Conv2d(3, 5, 3), (3, 8, 7)),
+    "stride and padding": (lambda: nn.Conv2d(3, 5, (3, 2), stride=(2, 1), padding=(1, 2), bias=False), (3, 8, 7)),
+    "same": (lambda: nn.Conv2d(2, 30, (2, 4), padding="same"), (2, 8, 7)),
+    "dilation": (lambda: nn.Conv2d(3, 5, 3, dilation=(1, 2)), (3, 8, 7)),
+    "reflect": (lambda: nn.Conv2d(3, 5, 3, padding=2, padding_mode="reflect"), (3, 8, 7)),
+    "circular": (lambda: nn.Conv2d(3, 5, (2, 3), padding="same", padding_mode="circular"), (3, 8, 7)),
+    "one by one": (lambda: nn.Conv2d(6, 4, 1, stride=2), (6, 8, 7)),
+}
+
+
+def plan_of(model, ranks, k=None):
+    """A plan that gives each layer the next of `ranks` (None: its full rank)."""
+    entries = []
+    for (name, layer), rank in zip(matrix_layers(model).items(), ranks, strict=True):
+        d, m = weight_matrix(layer).shape
+        rank = min(d, m) if rank is None else rank
+        entries.append(LayerRank(name, d, m, min(d, m), k_s=d, k_t=m, rank=rank, correct=0))
+    return RankPlan(tuple(entries), None, "given", 0, 0)
+
+
+def full_plan(model):
+    return plan_of(model, [None] * len(matrix_layers(model)))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """(network, grams, plan) of a small network whose ranks were searched."""
+    torch.manual_seed(0)
+    network = briefly_trained(small_cnn())
+    grams = accumulate_grams(network, in_batches(*structured_images(128, seed=2), 64), progress=False)
+    validation = in_batches(*structured_images(150, seed=3), 64)
+    plan = search_ranks(network, grams, validation, tolerance=3, progress=False)
+    assert any(1 < layer.rank < min(layer.d, layer.m) for layer in plan.layers)
+    return network, grams, plan
+
+
+def images_like(shape, count=4):
+    return torch.randn(count, *shape, dtype=torch.float64)
+
+
+class TestSplit:
+    @pytest.mark.parametrize("name", LAYERS)
+    def test_at_full_rank_computes_the_same(self, name):
+        build, shape = LAYERS[name]
+        layer, x = build().double(), images_like(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(split(layer, min(weight_matrix(layer).shape))(x), layer(x))
+
+    @pytest.mark.parametrize("name", LAYERS)
+    @pytest.mark.parametrize("r", [1, 2, 3])
+    def test_holds_r_times_d_plus_m_weights_and_the_bias(self, name, r):
+        layer = LAYERS[name][0]()
+        d, m = weight_matrix(layer).shape
+        r = min(r, d, m)
+        pair = split(layer, r)
+        assert sum(p.numel() for p in pair.parameters()) == r * (d + m) + (m if layer.bias is not None else 0)
+        assert type(pair[0]) is type(pair[1]) is type(layer)
+
+    @pytest.mark.parametrize("name", ["linear", "stride and padding"])
+    def test_of_a_layer_of_lower_rank_is_exact(self, name):
+        build, shape = LAYERS[name]
+        layer, x = build().double(), images_like(shape)
+        with torch.no_grad():
+            layer.weight[1:] = 0
+            layer.weight[2] = layer.weight[0].flip(0)
+            r = int(torch.linalg.matrix_rank(weight_matrix(layer)))
+            torch.testing.assert_close(split(layer, r)(x), layer(x))
+
+    def test_keeps_the_precision(self):
+        assert {p.dtype for p in split(nn.Conv2d(3, 4, 3).bfloat16(), 2).parameters()} == {torch.bfloat16}
+
+    @pytest.mark.parametrize(("d", "m"), [(7, 4), (4, 7)])
+    def test_factor_is_the_best_approximation(self, d, m):
+        W = torch.randn(d, m, dtype=torch.float64)
+        sigma = torch.linalg.svdvals(W)
+        for r in range(1, 5):
+            A, B = factor(W, r)
+            assert A.shape == (d, r) and B.shape == (r, m)
+            torch.testing.assert_close(A.T @ A, torch.eye(r, dtype=torch.float64))
+            torch.testing.assert_close((W - A @ B).square().sum(), sigma[r:].square().sum())
+
+
+class TestDecompose:
+    @pytest.mark.parametrize("name", NETWORKS)
+    def test_at_full_rank_computes_the_same(self, name):
+        build, size = NETWORKS[name]
+        network = build().double().eval()
+        images = images_like((3, size, size))
+        compact = decompose(network, full_plan(network))
+        assert len(matrix_layers(compact)) == 2 * len(matrix_layers(network))
+        with torch.no_grad():
+            torch.testing.assert_close(compact.eval()(images), network(images))
+
+    def test_leaves_the_network_alone(self):
+        network = small_cnn()
+        before = copy.deepcopy(network)
+        decompose(network, plan_of(network, [2, 3, 2, 1]))
+        assert repr(network) == repr(before)
+        assert torch.equal(parameters_to_vector(network.parameters()), parameters_to_vector(before.parameters()))
+
+    def test_a_rank_of_zero_keeps_one_direction(self):
+        network = nn.Sequential(nn.Linear(3, 2))
+        nn.init.zeros_(network[0].weight)
+        compact = decompose(network, plan_of(network, [0]))
+        torch.testing.assert_close(compact(torch.randn(4, 3)), network[0].bias.expand(4, 2))
+
+    @pytest.mark.parametrize("ranks", [(2, 3, 2, 1), (8, 10, 8, 4), (1, 10, 3, 4)])
+    def test_useful_only_splits_what_gets_smaller(self, ranks):
+        network = small_cnn()
+        plan = plan_of(network, ranks)
+        compact = decompose(network, plan, useful_only=True)
+        for entry in plan.layers:
+            layer, found = network.get_submodule(entry.layer), compact.get_submodule(entry.layer)
+            if entry.rank * (entry.d + entry.m) < entry.d * entry.m:
+                assert isinstance(found, nn.Sequential)
+            else:
+                assert type(found) is type(layer)
+                assert torch.equal(found.weight, layer.weight)
+        saved = sum(max(0, e.d * e.m - e.rank * (e.d + e.m)) for e in plan.layers)
+        assert params(compact) == params(network) - saved
+
+    def test_of_the_projected_network_is_the_projected_network(self, measured):
+        """A B is W' but for the 0.01 % of its energy that the rank leaves out."""
+        network, grams, plan = measured
+        projected = project_network(network, plan, grams)
+        compact = decompose(projected, plan)
+        for entry in plan.layers:
+            W = weight_matrix(projected.get_submodule(entry.layer))
+            A, B = (weight_matrix(layer) for layer in compact.get_submodule(entry.layer))
+            assert A.shape[1] == entry.rank == utilized_rank(W)
+            tail = torch.linalg.svdvals(W)[entry.rank :].square().sum()
+            torch.testing.assert_close((W - A @ B).square().sum(), tail, rtol=1e-6, atol=1e-20)
+            assert tail <= 1e-4 * W.square().sum()
+
+    def test_of_one_projected_layer_moves_its_output_by_no_more_than_the_cut(self):
+        """||X W' - X A B|| <= ||X||_2 sqrt(0.0001) ||W'||."""
+        network = nn.Sequential(nn.Linear(12, 9, bias=False)).double()
+        scales = 2.0 ** -torch.arange(12, dtype=torch.float64)
+        X = torch.randn(200, 12, dtype=torch.float64) * scales
+        grams = accumulate_grams(network, [X], progress=False)
+        plan = plan_of(network, [1])
+        plan = replace(plan, layers=(replace(plan.layers[0], k_s=8, k_t=7),))
+        projected = project_network(network, plan, grams)
+        rank = utilized_rank(weight_matrix(projected[0]))
+        assert 1 < rank <= 7
+        compact = decompose(projected, replace(plan, layers=(replace(plan.layers[0], rank=rank),)))
+        with torch.no_grad():
+            moved = torch.linalg.matrix_norm(compact(X) - projected(X))
+        assert moved <= torch.linalg.matrix_norm(X, 2) * 0.01 * torch.linalg.matrix_norm(projected[0].weight)
+
+    def test_project_network_has_w_prime_in_every_layer(self, measured):
+        import naive
+
+        network, grams, plan = measured
+        projected = project_network(network, plan, grams)
+        for entry in plan.layers:
+            W = naive.weight_matrix(network.get_submodule(entry.layer))
+            expected = naive.project(W, grams[entry.layer].numpy(), entry.k_s, entry.k_t)
+            found = weight_matrix(projected.get_submodule(entry.layer))
+            torch.testing.assert_close(found, torch.from_numpy(expected))
+        assert torch.equal(projected[9].bias, network[9].bias)
+
+    def test_a_plan_from_json_gives_the_same_network(self, measured, tmp_path):
+        network, grams, plan = measured
+        plan.save(tmp_path / "plan.json")
+        reloaded = RankPlan.load(tmp_path / "plan.json")
+        one, other = (decompose(project_network(network, p, grams), p).state_dict() for p in (plan, reloaded))
+        assert list(one) == list(other)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    @pytest.mark.parametrize("use", [decompose, lambda net, plan: project_network(net, plan, {})])
+    def test_a_plan_of_another_network_is_refused(self, use):
+        with pytest.raises(ValueError, match="'0' is 27 x 8, in the plan 27 x 9"):
+            plan = full_plan(small_cnn())
+            use(small_cnn(), replace(plan, layers=(replace(plan.layers[0], m=9), *plan.layers[1:])))
+        with pytest.raises(ValueError, match="'features.0' that the network does not have"):
+            use(small_cnn(), full_plan(create("vgg11", width=0.125)))
+
+    def test_a_missing_gram_is_named(self, measured):
+        network, grams, plan = measured
+        with pytest.raises(ValueError, match="'9'"):
+            project_network(network, plan, {name: gram for name, gram in grams.items() if name != "9"})
+
+
+def params(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+class TestMergeUseless:
+    @pytest.mark.parametrize("ranks", [(2, 3, 2, 1), (8, 10, 8, 4), (1, 10, 3, 4)])
+    def test_computes_the_same_at_the_cost_of_useful_only(self, ranks):
+        network = small_cnn().double().eval()
+        plan = plan_of(network, ranks)
+        compact = decompose(network, plan)
+        for parameter in compact.parameters():  # as if it had been fine-tuned
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        before = parameters_to_vector(compact.parameters()).detach().clone()
+        merged = merge_useless(compact, network, plan)
+        images = images_like((3, 8, 8))
+        with torch.no_grad():
+            torch.testing.assert_close(merged(images), compact.eval()(images))
+        useful_only = decompose(network, plan, useful_only=True)
+        assert cost(merged) == cost(useful_only)
+        assert cost(merged).params <= min(cost(compact).params, cost(network).params)
+        assert torch.equal(parameters_to_vector(compact.parameters()), before)
+
+    def test_a_network_that_is_not_split_everywhere_is_refused(self):
+        network = small_cnn()
+        plan = full_plan(network)
+        with pytest.raises(ValueError, match="'0'"):
+            merge_useless(decompose(network, plan, useful_only=True), network, plan)
+
+    def test_a_plan_of_another_network_is_refused(self):
+        network = small_cnn()
+        with pytest.raises(ValueError, match="does not have"):
+            merge_useless(decompose(network, full_plan(network)), network, full_plan(create("vgg11", width=0.125)))
+
+
+def cost(model, shape=(3, 8, 8)):
+    return count_cost(copy.deepcopy(model).float(), shape)
+
+
+class TestCost:
+    def test_by_hand(self):
+        """3 -> 8 channels at 4 x 4 positions, 8 -> 10 at 4 x 4, 10 -> 8 (2 x 3) at 3 x 2, then 48 -> 4."""
+        macs = 16 * 27 * 8 + 16 * 72 * 10 + 6 * 60 * 8 + 48 * 4
+        weights = 27 * 8 + 8 + 72 * 10 + 60 * 8 + 8 + 48 * 4 + 4
+        assert count_cost(small_cnn(), (3, 8, 8)) == Cost(weights + 2 * (8 + 10), macs)
+
+    def test_every_row_counts_and_a_grouped_convolution_costs_its_weights(self):
+        tokens = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 2))
+        assert count_cost(tokens, (6, 5)) == Cost(5 * 7 + 7 + 7 * 2 + 2, 6 * (35 + 14))
+        assert count_cost(nn.Sequential(nn.Conv2d(4, 8, 3, groups=4, bias=False)), (4, 5, 5)) == Cost(72, 72 * 9)
+
+    def test_of_two_factors_is_r_times_d_plus_m(self):
+        network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, bias=False))
+        compact = decompose(network, plan_of(network, [5]))
+        assert count_cost(compact, (3, 9, 9)) == Cost(5 * (27 + 8), 16 * 5 * (27 + 8))
+
+    @pytest.mark.parametrize(("name", "millions"), list(zip(STAGES, [9.23, 9.42, 14.73, 20.04])))
+    def test_of_the_papers_networks(self, name, millions):
+        side, channels, weights, macs = 32, 3, 0, 0
+        for stage in STAGES[name]:
+            if stage == "M":
+                side //= 2
+            else:
+                weights += 9 * channels * stage + 3 * stage  # bias, and scale and shift of the norm
+                macs += side**2 * 9 * channels * stage
+                channels = stage
+        found = count_cost(create(name))
+        assert found == Cost(weights + 512 * 10 + 10, macs + 512 * 10)
+        assert round(found.params / 1e6, 2) == millions
+
+    def test_leaves_the_network_alone(self):
+        network = small_cnn().train()
+        before = copy.deepcopy(network.state_dict())
+        count_cost(network, (3, 8, 8))
+        assert network.training
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+        assert not any(module._forward_hooks for module in network.modules())
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_does_not_depend_on_the_precision(self, dtype):
+        assert count_cost(small_cnn().to(dtype), (3, 8, 8)) == count_cost(small_cnn(), (3, 8, 8))
+
+
+class TestFiles:
+    @pytest.mark.parametrize("useful_only", [False, True])
+    def test_come_back_as_the_same_network(self, measured, tmp_path, useful_only):
+        network, grams, plan = measured
+        compact = decompose(project_network(network, plan, grams), plan, useful_only).eval()
+        save_compact(compact, plan, tmp_path / "compact")
+        fresh = small_cnn().double().eval()
+        loaded = load_compact(fresh, str(tmp_path / "compact"))
+        images = images_like((3, 8, 8))
+        with torch.no_grad():
+            assert torch.equal(loaded(images), compact(images))
+            assert not torch.equal(fresh(images), compact(images))
+        assert repr(loaded) == repr(compact)
+
+    def test_of_a_merged_network(self, measured, tmp_path):
+        network, grams, plan = measured
+        merged = merge_useless(decompose(project_network(network, plan, grams), plan), network, plan).eval()
+        save_compact(merged, plan, tmp_path)
+        images = images_like((3, 8, 8))
+        with torch.no_grad():
+            assert torch.equal(load_compact(small_cnn().double().eval(), tmp_path)(images), merged(images))
+
+    @pytest.fixture
+    def saved(self, tmp_path):
+        network = small_cnn()
+        plan = plan_of(network, [2, 3, 2, 1])
+        save_compact(decompose(network, plan), plan, tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+    def test_truncated_weights_are_named(self, saved, share):
+        path = saved / "weights.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"weights\.safetensors"):
+            load_compact(small_cnn(), saved)
+
+    def test_a_truncated_plan_is_named(self, saved):
+        path = saved / "plan.json"
+        path.write_text(path.read_text()[:100])
+        with pytest.raises(ValueError, match=r"plan\.json"):
+            load_compact(small_cnn(), saved)
+
+    def test_another_network_is_refused(self, saved):
+        with pytest.raises(ValueError, match="does not have"):
+            load_compact(create("vgg11", width=0.125), saved)
+        with pytest.raises(ValueError, match="in the plan 48 x 4"):
+            load_compact(small_cnn(classes=5), saved)
+
+    def test_weights_of_another_network_are_named(self, saved):
+        other = small_cnn()
+        other[8] = nn.BatchNorm2d(3)
+        with pytest.raises(ValueError, match=r"weights\.safetensors"):
+            load_compact(nn.Sequential(*other, nn.LayerNorm(4)), saved)

@@ -1,0 +1,177 @@
+import json
+import os
+import pickle
+import stat
+
+import pytest
+import torch
+from torch import nn
+
+from urank.files import (
+    atomic,
+    read_checkpoint,
+    read_json,
+    read_weights,
+    write_checkpoint,
+    write_json,
+    write_tensors,
+    write_weights,
+)
+
+
+class Stop(Exception):
+    pass
+
+
+class TestAtomic:
+    def test_moves_the_file_to_its_place(self, tmp_path):
+        path = tmp_path / "new" / "folder" / "file"
+        with atomic(path) as temporary:
+            assert temporary.parent == path.parent  # a move inside one file system
+            temporary.write_text("whole")
+            assert not path.exists()
+        assert path.read_text() == "whole"
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_leaves_the_old_file_and_nothing_else_on_failure(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_text("old")
+        with pytest.raises(Stop), atomic(path) as temporary:
+            temporary.write_text("half")
+            raise Stop
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_leaves_nothing_where_nothing_was(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "file"):
+            raise KeyboardInterrupt
+        assert list(tmp_path.iterdir()) == []
+
+    def test_leaves_nothing_when_the_move_fails(self, tmp_path):
+        (tmp_path / "file").mkdir()
+        with pytest.raises(OSError), atomic(tmp_path / "file") as temporary:
+            temporary.write_text("whole")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+    def test_writers_of_one_file_do_not_meet(self, tmp_path):
+        path = tmp_path / "file"
+        with atomic(path) as one, atomic(path) as other:
+            assert one != other
+            one.write_text("one")
+            other.write_text("other")
+        assert path.read_text() == "one"
+
+    def test_gives_the_file_the_mode_that_any_new_file_gets(self, tmp_path):
+        with open(tmp_path / "plain", "w"):
+            pass
+        write_json(tmp_path / "atomic", 1)
+        modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("plain", "atomic")]
+        assert modes[0] == modes[1]
+
+
+class TestJson:
+    @pytest.mark.parametrize("content", [{}, [1, 0.1, None, True, "Größe"], {"a": {"b": [1e-300, 10**20]}}])
+    def test_comes_back_equal(self, content, tmp_path):
+        write_json(tmp_path / "a.json", content)
+        assert read_json(tmp_path / "a.json") == content
+
+    @pytest.mark.parametrize("content", [float("nan"), [float("inf")], {"a": float("-inf")}])
+    def test_refuses_what_is_no_number_and_keeps_the_old_file(self, content, tmp_path):
+        path = tmp_path / "a.json"
+        write_json(path, "old")
+        with pytest.raises(ValueError):
+            write_json(path, content)
+        assert read_json(path) == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_what_is_no_json_is_refused_before_the_file_is_touched(self, tmp_path):
+        with pytest.raises(TypeError):
+            write_json(tmp_path / "a.json", {"a": torch.zeros(2)})
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("content", [b"", b'{"a": 1', b'{"a": 1}x', b"\xff\xfe", b"\x00" * 20])
+    def test_a_damaged_file_is_named(self, content, tmp_path):
+        path = tmp_path / "a.json"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.json: not a whole JSON file"):
+            read_json(path)
+
+
+class TestCheckpoint:
+    STATE = {"epoch": 3, "lr": 0.1, "name": "x", "model": {"weight": torch.arange(6.0).reshape(2, 3)}, "none": None}
+
+    def test_comes_back_equal(self, tmp_path):
+        write_checkpoint(tmp_path / "a.pt", self.STATE)
+        found = read_checkpoint(tmp_path / "a.pt")
+        assert torch.equal(found["model"].pop("weight"), self.STATE["model"]["weight"])
+        assert found == {**self.STATE, "model": {}}
+
+    def test_of_an_optimizer_comes_back(self, tmp_path):
+        layer = nn.Linear(3, 2)
+        optimizer = torch.optim.Adam(layer.parameters())
+        layer(torch.randn(4, 3)).sum().backward()
+        optimizer.step()
+        write_checkpoint(tmp_path / "a.pt", optimizer.state_dict())
+        found = read_checkpoint(tmp_path / "a.pt")
+        assert torch.equal(found["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+
+    @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.99])
+    def test_a_truncated_file_is_named(self, share, tmp_path):
+        path = tmp_path / "a.pt"
+        write_checkpoint(path, self.STATE)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"a\.pt: not a readable checkpoint"):
+            read_checkpoint(path)
+
+    def test_nothing_is_unpickled(self, tmp_path):
+        """A pickle that would create a file when it is read."""
+
+        class Trap:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "sprung"), "w"))
+
+        for name, save in (("torch", torch.save), ("pickle", lambda trap, path: path.write_bytes(pickle.dumps(trap)))):
+            save(Trap(), tmp_path / name)
+            with pytest.raises(ValueError, match=name):
+                read_checkpoint(tmp_path / name)
+        assert not (tmp_path / "sprung").exists()
+
+    def test_a_failed_write_keeps_the_old_one(self, tmp_path):
+        path = tmp_path / "a.pt"
+        write_checkpoint(path, self.STATE)
+        with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+            write_checkpoint(path, {"a": lambda: 0})
+        assert read_checkpoint(path)["epoch"] == 3
+        assert list(tmp_path.iterdir()) == [path]
+
+
+class TestWeights:
+    def test_come_back_bit_for_bit(self, tmp_path):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+        write_weights(tmp_path / "a.safetensors", model)
+        found, state = read_weights(tmp_path / "a.safetensors"), model.state_dict()
+        assert sorted(found) == sorted(state)
+        assert all(torch.equal(found[name], value) for name, value in state.items())
+        assert all(found[name].dtype == value.dtype for name, value in state.items())
+
+    def test_tensors_that_need_gradients_or_are_views(self, tmp_path):
+        x = torch.randn(4, 6, requires_grad=True)
+        write_tensors(tmp_path / "a.safetensors", {"x": x.T, "double": x.double()[::2]})
+        found = read_weights(tmp_path / "a.safetensors")
+        assert torch.equal(found["x"], x.T)
+        assert torch.equal(found["double"], x.double()[::2])
+
+    @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+    def test_a_truncated_file_is_named(self, share, tmp_path):
+        path = tmp_path / "a.safetensors"
+        write_weights(path, nn.Linear(30, 30))
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"a\.safetensors: damaged weights"):
+            read_weights(path)
+
+    def test_json_is_no_weights(self, tmp_path):
+        (tmp_path / "a.safetensors").write_text(json.dumps({"a": 1}))
+        with pytest.raises(ValueError, match="damaged weights"):
+            read_weights(tmp_path / "a.safetensors")

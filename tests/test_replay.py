@@ -1,0 +1,456 @@
+import copy
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Residual, small_cnn
+from torch import nn
+
+import urank  # noqa: F401  before torchvision and timm: it declares torchvision's operators where they do not load
+from urank.layers import evaluating, matrix_layers
+from urank.models import create
+from urank.replay import Replay, call_spans, is_data
+from urank.subspaces import accumulate_grams
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+class Backwards(nn.Module):
+    """Registers its layers in the reverse of the order in which it calls them."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.middle, self.first = nn.Linear(6, 3), nn.Linear(5, 6), nn.Linear(12, 5)
+
+    def forward(self, images):
+        return self.last(self.middle(self.first(images.flatten(1)).tanh()).relu())
+
+
+class SharedReLU(nn.Module):
+    """One in-place ReLU behind every layer, and a skip connection around the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, images):
+        x = self.relu(self.conv1(images))
+        x = x + self.relu(self.conv2(x))
+        return self.fc(self.relu(x).mean((2, 3)))
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 5), nn.Linear(12, 7)
+
+    def forward(self, x):
+        return self.a(x).relu(), {"b": self.b(x), "nothing": None}
+
+
+class Tuple(nn.Module):
+    """A module that returns tensors inside a tuple inside a dictionary; one of them is read late, one never."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair, self.middle, self.last = Pair(), nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, images):
+        a, rest = self.pair(images.flatten(1))
+        return self.last(self.middle(a) + rest["b"])
+
+
+class Twice(nn.Module):
+    """The same normalisation twice before the last layer and once between: its results come in the order of calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, images):
+        x = self.norm(images.flatten(1))
+        y = self.norm(self.fc1(x))
+        return self.fc3(self.fc2(y) * x)
+
+
+class Inception(nn.Module):
+    """Branches of the input that are joined at the end: much of what an early layer returned is read late."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Sequential(nn.Conv2d(3, 4, k, padding=k // 2), nn.ReLU(True)) for k in (1, 3, 5))
+        self.join = nn.Conv2d(12, 3, 1)
+
+    def forward(self, images):
+        return self.join(torch.cat([self.a(images), self.b(images), self.c(images)], 1)).mean((2, 3))
+
+
+def resnet18():
+    import torchvision
+
+    return torchvision.models.resnet18(num_classes=5)
+
+
+def vision_transformer():
+    import timm
+
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, num_classes=10)
+
+
+# Builder, image shape, and every how many layers to cut.
+NETWORKS = {
+    "vgg11": (lambda: create("vgg11", width=0.125), (3, 32, 32), 1),
+    "cnn": (small_cnn, (3, 8, 8), 1),
+    "residual": (Residual, (3, 8, 8), 1),
+    "backwards": (Backwards, (3, 2, 2), 1),
+    "shared relu": (SharedReLU, (3, 6, 6), 1),
+    "tuple": (Tuple, (3, 2, 2), 1),
+    "twice": (Twice, (3, 2, 2), 1),
+    "inception": (Inception, (3, 6, 6), 1),
+    "resnet18": (resnet18, (3, 16, 16), 3),
+    "vit": (vision_transformer, (3, 32, 32), 2),
+}
+
+
+def random_batches(shape, sizes=(3, 3, 2)):
+    return [(torch.randn(size, *shape), torch.arange(size)) for size in sizes]
+
+
+def logits_of(model, batches):
+    """The plain forward pass, on a copy that no replay has touched."""
+    with evaluating(model):
+        return [model(images) for images, _ in batches]
+
+
+def replayed(replay):
+    return [logits for logits, _ in replay]
+
+
+def same(left, right):
+    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right))
+
+
+def forward_order(model, shape):
+    with evaluating(model):
+        spans = call_spans(model, torch.zeros(1, *shape))
+    layers = matrix_layers(model).values()
+    return sorted((layer for layer in layers if layer in spans), key=lambda layer: spans[layer])
+
+
+def perturb(layer):
+    with torch.no_grad():
+        layer.weight.mul_(0.9)
+        layer.weight += 0.1 * layer.weight.std() * torch.randn_like(layer.weight)
+
+
+def assert_unpatched(model):
+    for module in model.modules():
+        assert "forward" not in module.__dict__
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+def kept_bytes(replay):
+    tensors = [t for results in replay._kept for calls in results.values() for t in leaves(calls) if is_data(t)]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def leaves(tree):
+    return torch.utils._pytree.tree_leaves(tree)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_is_the_plain_forward_pass_bit_for_bit(name):
+    """As a search uses it: layer after layer, each changed several times and left changed."""
+    build, shape, step = NETWORKS[name]
+    model, batches = build().eval(), random_batches(shape)
+    layers = forward_order(model, shape)
+    assert len(layers) >= 3
+    with evaluating(model):
+        replay = Replay(model, batches)
+        assert same(replayed(replay), logits_of(model, batches))
+        for layer in layers[::step]:
+            replay.advance(layer)
+            assert replay.exact
+            unchanged = replayed(replay)
+            assert same(unchanged, logits_of(model, batches))
+            assert same(replayed(replay), unchanged)
+            perturb(layer)
+            changed = replayed(replay)
+            assert not same(changed, unchanged)
+            assert same(changed, logits_of(model, batches))
+            perturb(layer)
+            assert same(replayed(replay), logits_of(model, batches))
+    assert_unpatched(model)
+
+
+def test_later_layers_may_change_too():
+    model, batches = Residual().eval(), random_batches((3, 8, 8))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model.blocks[0].conv2)
+        for layer in (model.head, model.blocks[1].conv1, model.blocks[0].conv2):
+            perturb(layer)
+            assert same(replayed(replay), logits_of(model, batches))
+
+
+def test_hands_out_the_labels_of_each_batch():
+    model, batches = Backwards().eval(), random_batches((3, 2, 2))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model.middle)
+        assert all(torch.equal(found, labels) for (_, found), (_, labels) in zip(replay, batches, strict=True))
+
+
+class Counting(nn.Linear):
+    """A linear layer that counts how often it computes."""
+
+    computed = 0
+
+    def forward(self, x):
+        self.computed += 1
+        return super().forward(x)
+
+
+def counted_network():
+    return nn.Sequential(
+        nn.Sequential(Counting(6, 8), nn.ReLU(True)), Counting(8, 8), nn.ReLU(True), Counting(8, 7), Counting(7, 3)
+    )
+
+
+def computed(model):
+    counts = [module.computed for module in model.modules() if isinstance(module, Counting)]
+    for module in model.modules():
+        if isinstance(module, Counting):
+            module.computed = 0
+    return counts
+
+
+def test_skips_what_runs_before_the_layer():
+    model, batches = counted_network().eval(), random_batches((6,))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replayed(replay)
+        assert computed(model) == [3, 3, 3, 3]
+        for layer, expected in ((model[1], [0, 3, 3, 3]), (model[3], [0, 0, 3, 3]), (model[4], [0, 0, 0, 3])):
+            replay.advance(layer)
+            computed(model)
+            replayed(replay)
+            assert computed(model) == expected
+
+
+def test_advances_from_where_it_was():
+    """What a later layer needs is computed from what was kept for the earlier one; the check alone starts over."""
+    model, batches = counted_network().eval(), random_batches((6,), [2] * 10)
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model[3])
+        computed(model)
+        replay.advance(model[4])
+        first, second, third, last = computed(model)
+    assert first == second < 5
+    assert third == first + 10 and last < 5
+
+
+def test_keeps_one_activation_where_only_one_is_read():
+    model, batches = create("vgg11", width=0.125).eval(), random_batches((3, 32, 32))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        for name in ("features.4", "features.18", "classifier"):
+            layer, inputs = model.get_submodule(name), []
+            handle = layer.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0].numel() * 4))
+            logits_of(model, batches)
+            handle.remove()
+            replay.advance(layer)
+            assert kept_bytes(replay) == sum(inputs)
+
+
+def test_keeps_of_a_tuple_what_is_read():
+    model, batches = Tuple().eval(), random_batches((3, 2, 2))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model.last)
+        # Of `pair` only the 7 numbers that are added late, and the 7 of `middle`; the 5 that `middle` read are gone.
+        assert kept_bytes(replay) == 8 * (7 + 7) * 4
+
+
+@pytest.mark.parametrize("name", ["cnn", "residual", "vgg11", "tuple"])
+@pytest.mark.parametrize("share", [0, 0.4, 0.7])
+def test_keeps_no_more_than_its_memory(name, share):
+    build, shape, _ = NETWORKS[name]
+    model, batches = build().eval(), random_batches(shape, (2,) * 5)
+    layers = forward_order(model, shape)
+    with evaluating(model):
+        unlimited = Replay(model, batches)
+        unlimited.advance(layers[1])
+        bound = int(share * kept_bytes(unlimited))
+        replay, kept = Replay(model, batches, memory=bound), []
+        for layer in layers[1:]:
+            replay.advance(layer)
+            assert kept_bytes(replay) <= bound
+            kept.append(len(replay._kept))
+            perturb(layer)
+            assert same(replayed(replay), logits_of(model, batches))
+            assert same(replayed(replay), logits_of(model, batches))
+    assert kept[0] == int(5 * share)
+
+
+def test_runs_whole_what_found_no_room():
+    model, batches = counted_network().eval(), random_batches((6,), [2] * 5)
+    with evaluating(model):
+        replay = Replay(model, batches, memory=3 * 2 * 7 * 4)  # three batches of two rows of seven floats
+        replay.advance(model[4])
+        assert kept_bytes(replay) == replay.memory
+        computed(model)
+        replayed(replay)
+        assert computed(model) == [2, 2, 2, 5]
+
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = Counting(6, 50), Counting(50, 3)
+
+    def forward(self, x):
+        return self.fc2(F.dropout(self.fc1(x), training=True))
+
+
+def test_a_random_network_is_run_whole_with_a_warning():
+    model, batches = Random().eval(), random_batches((6,))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        assert replay.exact
+        with pytest.warns(UserWarning, match="Random is not reproduced"):
+            replay.advance(model.fc2)
+        assert replay.exact is False
+        assert kept_bytes(replay) == 0
+        computed(model)
+        assert [len(logits) for logits, _ in replay] == [3, 3, 2]
+        assert computed(model) == [3, 3]
+        replay.advance(model.fc1)  # warned once
+        assert replay.exact is False
+    assert_unpatched(model)
+
+
+class Aliasing(nn.Module):
+    """Changes in place what a module returned, by way of another name for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.name, self.fc2 = nn.Linear(6, 6), nn.Identity(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.fc1(x)
+        other = self.name(x)
+        other += 1
+        return self.fc2(x)
+
+
+def test_what_cannot_be_replayed_is_found_out():
+    model, batches = Aliasing().eval(), random_batches((6,))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        with pytest.warns(UserWarning, match="not reproduced"):
+            replay.advance(model.fc2)
+        assert same(replayed(replay), logits_of(model, batches))
+
+
+class Stem(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x):
+        self.skip = x
+        return self.fc(x).relu()
+
+
+class Stashing(nn.Module):
+    """Reads what a submodule left in an attribute: a replay skips the submodule, and the attribute goes stale."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = Stem(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.stem(x) + self.stem.skip)
+
+
+@pytest.mark.filterwarnings("ignore:.*not reproduced")
+def test_a_network_that_hands_values_over_by_attribute_is_not_replayed_wrongly():
+    model, batches = Stashing().eval(), random_batches((6,))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model.head)
+        assert same(replayed(replay), logits_of(copy.deepcopy(model), batches))
+
+
+def test_a_layer_that_never_runs_is_refused():
+    model = Backwards().eval()
+    model.idle = nn.Linear(2, 2)
+    with evaluating(model), pytest.raises(ValueError, match="never calls"):
+        Replay(model, random_batches((3, 2, 2))).advance(model.idle)
+    assert_unpatched(model)
+
+
+@pytest.mark.parametrize("name", ["cnn", "residual", "vgg11"])
+def test_layers_may_come_in_any_order(name):
+    build, shape, _ = NETWORKS[name]
+    model, batches = build().eval(), random_batches(shape)
+    with evaluating(model):
+        replay = Replay(model, batches)
+        for layer in reversed(forward_order(model, shape)):
+            replay.advance(layer)
+            perturb(layer)
+            assert same(replayed(replay), logits_of(model, batches))
+
+
+def test_an_error_in_the_network_leaves_it_unpatched():
+    class Choosy(nn.Module):
+        def forward(self, x):
+            if self.broken:
+                raise RuntimeError("broken")
+            return x
+
+    model, batches = nn.Sequential(nn.Linear(6, 6), Choosy(), nn.Linear(6, 3)).eval(), random_batches((6,))
+    with evaluating(model):
+        model[1].broken = False
+        replay = Replay(model, batches)
+        replay.advance(model[1])
+        model[1].broken = True
+        with pytest.raises(RuntimeError, match="broken"):
+            replayed(replay)
+        with pytest.raises(RuntimeError, match="broken"):
+            replay.advance(model[2])
+    assert_unpatched(model)
+
+
+def test_an_iteration_that_is_given_up_leaves_the_network_unpatched():
+    model, batches = Backwards().eval(), random_batches((3, 2, 2))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model.last)
+        next(iter(replay))
+        assert_unpatched(model)
+
+
+def test_a_forward_that_was_patched_before_comes_back():
+    model, batches = Backwards().eval(), random_batches((3, 2, 2))
+    original = model.first.forward
+    patched = model.first.forward = lambda x: 2 * original(x)
+    with evaluating(model):
+        expected = logits_of(model, batches)
+        replay = Replay(model, batches)
+        replay.advance(model.last)
+        assert same(replayed(replay), expected)
+    assert model.first.__dict__["forward"] is patched
+
+
+def test_the_order_of_the_forward_pass_is_that_of_the_gram_matrices():
+    model = Backwards()
+    layers = matrix_layers(model)
+    order = forward_order(model, (3, 2, 2))
+    assert order == [layers[name] for name in accumulate_grams(model, [torch.randn(4, 12)], progress=False)]

@@ -1,0 +1,309 @@
+import copy
+import math
+
+import naive
+import pytest
+import torch
+from conftest import NETWORKS, briefly_trained, in_batches, small_mlp, structured_images
+from torch import nn
+
+from urank.decompose import project_network
+from urank.search import Validation, allowed_loss, margins, search_ranks
+from urank.subspaces import accumulate_grams
+
+# Per network: strength of the pattern in the noise, training steps, images to calibrate on, images to validate on.
+# Every layer sees more rows than it has inputs: which eigenvectors an empty space gets is nobody's business.
+SIZES = {
+    "cnn": (0.4, 40, 128, 150),
+    "mlp": (0.25, 15, 400, 200),
+    "residual": (0.4, 60, 64, 150),
+    "vgg11": (0.2, 30, 200, 40),
+}
+CASES = [
+    *[(name, mode, tolerance) for name in ("cnn", "mlp") for mode in ("joint", "isolated") for tolerance in (0, 1, 4)],
+    *[("residual", mode, tolerance) for mode in ("joint", "isolated") for tolerance in (0.7, 5)],
+    ("vgg11", "joint", 2.5),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reference_in_float64_and_in_time():
+    """The reference decomposes the same matrices in every probe: keep the answers. A float64 W it has to copy."""
+    answers, eigh, weight_matrix = {}, naive.np.linalg.eigh, naive.weight_matrix
+
+    def remember(matrix):
+        key = matrix.tobytes()
+        if key not in answers:
+            answers[key] = eigh(matrix)
+        return answers[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(naive.np.linalg, "eigh", remember)
+        patch.setattr(naive, "weight_matrix", lambda layer: weight_matrix(layer).copy())
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(network, calibration, validation) by name, trained once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            torch.manual_seed(0)
+            (build, size), (signal, steps, calibration, validation) = NETWORKS[name], SIZES[name]
+            network = briefly_trained(build(), size, signal, steps)
+            made[name] = (
+                network,
+                in_batches(*structured_images(calibration, size, signal, seed=2), 64),
+                in_batches(*structured_images(validation, size, signal, seed=3), 64),
+            )
+        return made[name]
+
+    return make
+
+
+def search(network, calibration, validation, **options):
+    grams = accumulate_grams(network, calibration, progress=False)
+    return search_ranks(network, grams, validation, progress=False, **options)
+
+
+def assert_equal_to_reference(plan, rows, probes, mlu):
+    assert plan.to_frame().to_dict("records") == rows
+    assert [(p.layer, p.side, p.k, p.passed) for p in plan.probes] == [probe[:4] for probe in probes]
+    for probe, (*_, correct) in zip(plan.probes, probes, strict=True):
+        assert probe.correct in (None, correct)
+        assert (probe.correct is None) == (not probe.passed)
+    assert plan.mlu == pytest.approx(mlu)
+
+
+@pytest.mark.parametrize(("name", "mode", "tolerance"), CASES)
+def test_is_the_literal_search(trained, name, mode, tolerance):
+    network, calibration, validation = trained(name)
+    plan = search(network, calibration, validation, mode=mode, tolerance=tolerance)
+    reference = naive.search(network, naive.grams(network, calibration), validation, tolerance, mode)
+    assert_equal_to_reference(plan, *reference)
+    assert (plan.mode, plan.tolerance) == (mode, tolerance)
+    assert plan.total == sum(len(labels) for _, labels in validation)
+    assert plan.correct == naive.count_correct(network, validation)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_cases_above_are_not_trivial(trained, name):
+    """Ranks strictly between 1 and full, probes of both outcomes on both sides, a network that has learnt something."""
+    network, calibration, validation = trained(name)
+    plan = search(network, calibration, validation, tolerance=2.5)
+    assert plan.correct > 0.6 * plan.total
+    assert sum(1 < layer.rank < min(layer.d, layer.m) for layer in plan.layers) >= len(plan.layers) / 3
+    outcomes = {(probe.side, probe.passed) for probe in plan.probes}
+    assert outcomes == {("S", True), ("S", False), ("T", True), ("T", False)}
+
+
+def test_float32_agrees_with_the_literal_search_too():
+    signal, steps, *counts = SIZES["mlp"]
+    network = briefly_trained(small_mlp(), 8, signal, steps).float()
+    calibration, validation = (
+        [(images.float(), labels) for images, labels in in_batches(*structured_images(count, 8, signal, seed), 64)]
+        for count, seed in zip(counts, (2, 3))
+    )
+    plan = search(network, calibration, validation, tolerance=2)
+    assert_equal_to_reference(plan, *naive.search(network, naive.grams(network, calibration), validation, 2))
+
+
+@pytest.mark.parametrize("mode", ["joint", "isolated"])
+def test_leaves_the_network_as_it_is(trained, mode):
+    network, calibration, validation = trained("cnn")
+    network = copy.deepcopy(network)
+    network[1].train()
+    network[9].weight.requires_grad_(False)
+    before = copy.deepcopy(network)
+    search(network, calibration, validation, mode=mode, tolerance=2)
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), before.state_dict().values()))
+    assert [m.training for m in network.modules()] == [m.training for m in before.modules()]
+    assert [p.requires_grad for p in network.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert all(p.grad is None or q.grad is not None for p, q in zip(network.parameters(), before.parameters()))
+    for module in network.modules():
+        assert "forward" not in module.__dict__
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_training_mode_and_memory_do_not_matter(trained):
+    network, calibration, validation = trained("residual")
+    expected = search(network, calibration, validation, tolerance=2)
+    assert search(copy.deepcopy(network).train(), calibration, validation, tolerance=2) == expected
+    assert search(network, calibration, validation, tolerance=2, memory=0) == expected
+    assert search(network, calibration, validation, tolerance=2, memory=200_000) == expected
+
+
+def test_the_batches_do_not_matter(trained):
+    network, calibration, validation = trained("cnn")
+    images, labels = (torch.cat(parts) for parts in zip(*validation))
+    expected = search(network, calibration, validation, tolerance=2)
+    for size in (17, 150):
+        assert search(network, calibration, in_batches(images, labels, size), tolerance=2) == expected
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp", "residual"])
+@pytest.mark.parametrize("tolerance", [0, 1, 4])
+def test_joint_mode_loses_no_more_than_it_may(trained, name, tolerance):
+    network, calibration, validation = trained(name)
+    grams = accumulate_grams(network, calibration, progress=False)
+    plan = search_ranks(network, grams, validation, tolerance, progress=False)
+    correct = naive.count_correct(project_network(network, plan, grams).eval(), validation)
+    assert correct == plan.layers[-1].correct
+    assert plan.correct - correct <= 2 * len(plan.layers) * allowed_loss(tolerance, plan.total)
+    steps = [plan.correct, *(layer.correct for layer in plan.layers)]
+    assert all(b >= a - 2 * allowed_loss(tolerance, plan.total) for a, b in zip(steps, steps[1:]))
+
+
+def test_isolated_mode_measures_each_layer_in_the_unmodified_network(trained):
+    network, calibration, validation = trained("residual")
+    plan = search(network, calibration, validation, tolerance=2, mode="isolated")
+    grams = accumulate_grams(network, calibration, progress=False)
+    for layer in plan.layers:
+        alone = search_ranks(
+            network, {layer.layer: grams[layer.layer]}, validation, tolerance=2, mode="isolated", progress=False
+        )
+        assert alone.layers == (layer,)
+        assert plan.correct - layer.correct <= 2 * allowed_loss(2, plan.total)
+
+
+def test_a_tolerance_of_everything_leaves_rank_one(trained):
+    network, calibration, validation = trained("mlp")
+    plan = search(network, calibration, validation, tolerance=100)
+    assert all((layer.k_s, layer.k_t, layer.rank) == (1, 1, 1) for layer in plan.layers)
+
+
+def test_layers_that_the_data_cannot_do_without_stay_whole():
+    """Sixteen classes on an axis each, and one more that is predicted where nothing is left of an image."""
+    network = nn.Sequential(nn.Linear(16, 17, bias=False)).double()
+    network[0].weight.data.copy_(torch.cat([torch.zeros(1, 16), torch.eye(16)]))
+    images, labels = torch.eye(16, dtype=torch.float64), torch.arange(1, 17)
+    plan = search(network, [images], [(images, labels)], tolerance=0)
+    assert (plan.layers[0].k_s, plan.layers[0].k_t, plan.layers[0].rank) == (16, 16, 16)
+    assert plan.layers[0].correct == plan.correct == 16
+
+
+@pytest.mark.parametrize("p", [1, 3, 5])
+def test_finds_the_planted_dimension(p):
+    """Images in p dimensions, a class for each of them: below p a class is lost, from p on nothing is."""
+    V = torch.linalg.qr(torch.randn(12, p, dtype=torch.float64)).Q
+    network = nn.Sequential(nn.Linear(12, 8, bias=False)).double()
+    network[0].weight.data.copy_(torch.cat([V.T, 0.1 * torch.randn(8 - p, 12, dtype=torch.float64)]))
+    labels = torch.arange(200) % p
+    codes = nn.functional.one_hot(labels, p) * (10.0 - labels[:, None]) + 0.01 * torch.randn(200, p)
+    images = codes.double() @ V.T
+    plan = search(network, [images], [(images, labels)], tolerance=0)
+    assert plan.correct == 200
+    assert plan.layers[0].k_s == p
+
+
+def test_grams_choose_the_layers_and_their_order(trained):
+    network, calibration, validation = trained("residual")
+    grams = accumulate_grams(network, calibration, progress=False)
+    for names in (["blocks.0.conv2", "head"], list(reversed(grams))):
+        chosen = {name: grams[name] for name in names}
+        plan = search_ranks(network, chosen, validation, tolerance=2, progress=False)
+        assert [layer.layer for layer in plan.layers] == names
+        arrays = {name: gram.numpy() for name, gram in chosen.items()}
+        assert_equal_to_reference(plan, *naive.search(network, arrays, validation, 2))
+
+
+class TestErrors:
+    @pytest.fixture
+    def parts(self):
+        network = small_mlp().double()
+        images, labels = structured_images(20)
+        return network, accumulate_grams(network, [images], progress=False), [(images, labels)]
+
+    @pytest.mark.parametrize("tolerance", [-1, -1e-9, 101, math.nan, math.inf])
+    def test_tolerance(self, parts, tolerance):
+        with pytest.raises(ValueError, match="tolerance.*0 to 100"):
+            search_ranks(*parts, tolerance=tolerance, progress=False)
+
+    def test_mode(self, parts):
+        with pytest.raises(ValueError, match="'both'"):
+            search_ranks(*parts, mode="both", progress=False)
+
+    @pytest.mark.parametrize("batches", [[], [(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.long))]])
+    def test_no_validation_image(self, parts, batches):
+        with pytest.raises(ValueError, match="validation set is empty"):
+            search_ranks(*parts[:2], batches, progress=False)
+
+    @pytest.mark.parametrize("label", [4, 9, -1])
+    def test_wrong_class_count(self, parts, label):
+        network, grams, [(images, labels)] = parts
+        labels[3] = label
+        with pytest.raises(ValueError, match="4 classes"):
+            search_ranks(network, grams, [(images, labels)], progress=False)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_logits_that_are_not_finite(self, parts, value):
+        network, grams, batches = parts
+        network[-1].bias.data[1] = value
+        with pytest.raises(FloatingPointError, match="logits"):
+            search_ranks(network, grams, batches, progress=False)
+
+    def test_no_gram(self, parts):
+        with pytest.raises(ValueError, match="empty"):
+            search_ranks(parts[0], {}, parts[2], progress=False)
+
+    def test_gram_of_an_unknown_layer(self, parts):
+        network, grams, batches = parts
+        with pytest.raises(ValueError, match="'conv1'.*no matrix layer"):
+            search_ranks(network, grams | {"conv1": torch.eye(3)}, batches, progress=False)
+
+    @pytest.mark.parametrize("shape", [(23, 23), (24, 23), (24,)])
+    def test_gram_of_the_wrong_shape(self, parts, shape):
+        network, grams, batches = parts
+        with pytest.raises(ValueError, match="'3' has 24 input features"):
+            search_ranks(network, grams | {"3": torch.zeros(shape)}, batches, progress=False)
+
+    def test_gram_that_is_not_finite_is_named(self, parts):
+        network, grams, batches = parts
+        grams["3"][0, 0] = math.nan
+        with pytest.raises(FloatingPointError, match="'3'"):
+            search_ranks(network, grams, batches, progress=False)
+
+
+class TestValidation:
+    def test_holds_what_can_be_read_once(self):
+        batches = in_batches(*structured_images(10), 4)
+        validation = Validation(iter(batches))
+        assert validation.total == 10
+        assert len(list(validation)) == len(list(validation)) == 3
+
+    def test_counts_in_evaluation_mode(self, trained):
+        network, _, validation = trained("cnn")
+        network = copy.deepcopy(network).train()
+        expected = naive.count_correct(copy.deepcopy(network).eval(), validation)
+        assert Validation(validation).count_correct(network) == expected
+        assert network.training
+
+    def test_an_empty_batch_among_others_counts_nothing(self):
+        network, (images, labels) = small_mlp().double(), structured_images(10)
+        whole = Validation([(images, labels)]).count_correct(network)
+        assert Validation([(images, labels), (images[:0], labels[:0])]).count_correct(network) == whole
+
+    def test_hardest_first_is_the_same_images_by_their_margins(self, trained):
+        network, _, batches = trained("cnn")
+        ordered = Validation(batches).hardest_first(network)
+        assert [len(labels) for _, labels in ordered] == [len(labels) for _, labels in batches]
+        with torch.no_grad():
+            found = torch.cat([margins(network(images), labels) for images, labels in ordered])
+            plain = torch.cat([margins(network(images), labels) for images, labels in batches])
+        torch.testing.assert_close(found, plain.sort().values)
+        assert ordered.total == sum(len(labels) for _, labels in batches)
+        assert int((found > 0).sum()) == naive.count_correct(network, batches)
+
+    def test_margins(self):
+        logits = torch.tensor([[3.0, 1, 2], [3, 1, 2], [0, 0, 0]])
+        assert margins(logits, torch.tensor([0, 1, 2])).tolist() == [1, -2, 0]
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "total", "images"),
+    [(0, 10_000, 0), (0.1, 10_000, 10), (0.29, 10_000, 29), (0.1, 999, 0), (100, 7, 7), (1e-05, 10**7, 1)],
+)
+def test_allowed_loss_is_exact_decimal_arithmetic(tolerance, total, images):
+    assert allowed_loss(tolerance, total) == naive.allowed_loss(tolerance, total) == images

@@ -1,0 +1,228 @@
+import naive
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import NETWORKS, in_batches, structured_images
+from torch import nn
+
+from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, projector
+
+
+def orthonormal(n, k):
+    return torch.linalg.qr(torch.randn(n, k, dtype=torch.float64)).Q
+
+
+def spectrum(*eigenvalues):
+    """The spectrum of a diagonal Gram matrix, without an eigensolver between it and the test."""
+    return Spectrum(torch.tensor(eigenvalues, dtype=torch.float64), torch.eye(len(eigenvalues), dtype=torch.float64))
+
+
+class TestGrams:
+    @pytest.mark.parametrize("name", ["cnn", "mlp", "residual"])
+    def test_are_the_explicit_products(self, name):
+        build, size = NETWORKS[name]
+        model = build().double()
+        batches = in_batches(*structured_images(20, size), 8)
+        grams, expected = accumulate_grams(model, batches, progress=False), naive.grams(model, batches)
+        assert list(grams) == list(expected)
+        for layer, gram in grams.items():
+            assert gram.dtype == torch.float64
+            torch.testing.assert_close(gram, torch.from_numpy(expected[layer]), rtol=1e-10, atol=1e-9)
+
+    @pytest.mark.parametrize("size", [1, 7, 20])
+    def test_do_not_depend_on_batches(self, size):
+        model, (images, labels) = NETWORKS["cnn"][0]().double(), structured_images(20)
+        whole = accumulate_grams(model, [images], progress=False)
+        split = accumulate_grams(model, in_batches(images, labels, size), progress=False)
+        for layer in whole:
+            torch.testing.assert_close(split[layer], whole[layer], rtol=1e-10, atol=1e-9)
+
+    def test_come_in_forward_order_of_the_layers_asked_for(self):
+        class Backwards(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.last, self.middle, self.first = nn.Linear(4, 2), nn.Linear(5, 4), nn.Linear(3, 5)
+
+            def forward(self, x):
+                return self.last(self.middle(self.first(x)))
+
+        model, x = Backwards(), torch.randn(6, 3)
+        grams = accumulate_grams(model, [x], progress=False)
+        assert list(grams) == ["first", "middle", "last"]
+        some = accumulate_grams(model, [x], layers=["last", "first"], progress=False)
+        assert list(some) == ["first", "last"]
+        assert torch.equal(some["last"], grams["last"])
+
+    def test_are_taken_in_evaluation_mode_and_leave_the_network_alone(self):
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.9), nn.Linear(3, 2)).train()
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        x = torch.randn(10, 3) + 5
+        X = x.double() / (1 + model[0].eps) ** 0.5  # the running statistics are still 0 and 1
+        gram = accumulate_grams(model, [x], progress=False)["2"]
+        torch.testing.assert_close(gram, X.T @ X, rtol=1e-5, atol=0)
+        assert all(module.training for module in model.modules())
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert not model[2]._forward_pre_hooks
+
+    @pytest.mark.parametrize("kind", ["linear", "convolution"])
+    def test_hold_singular_values_over_five_decades(self, kind):
+        """The layer runs in float32; a product in float32 would lose what is below 1e-4 of the largest."""
+        n, d = 200, 6
+        sigma = 10.0 ** -torch.arange(d, dtype=torch.float64)
+        X = (orthonormal(n, d) * sigma @ orthonormal(d, d).T).float()
+        layer = nn.Linear(d, 3) if kind == "linear" else nn.Conv2d(d, 3, 1)
+        x = X if kind == "linear" else X.reshape(2, 10, 10, d).permute(0, 3, 1, 2)
+        true = torch.linalg.svdvals(X.double())
+
+        measured = Spectrum.of(accumulate_grams(nn.Sequential(layer), [x], progress=False)["0"]).eigenvalues.sqrt()
+        torch.testing.assert_close(measured, true, rtol=1e-4, atol=0)
+        single = Spectrum.of(X.T @ X).eigenvalues.sqrt()
+        assert (single - true).abs()[-1] > 0.5 * true[-1]
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_refuse_an_input_that_is_not_finite_and_name_its_layer(self, value):
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+        with torch.no_grad():
+            model[1].bias[0] = value
+        with pytest.raises(FloatingPointError, match="layer '2'"):
+            accumulate_grams(model, [torch.randn(5, 3)], progress=False)
+        assert not any(layer._forward_pre_hooks for layer in model)
+
+    def test_refuse_a_layer_that_runs_twice(self):
+        layer = nn.Linear(3, 3)
+        with pytest.raises(ValueError, match="'0' runs more than once"):
+            accumulate_grams(nn.Sequential(layer, nn.ReLU(), layer), [torch.randn(2, 3)], progress=False)
+
+    def test_refuse_a_layer_that_never_runs_unless_it_is_left_out(self):
+        class Unused(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.used, self.idle = nn.Linear(3, 3), nn.Linear(3, 3)
+
+            def forward(self, x):
+                return self.used(x)
+
+        with pytest.raises(ValueError, match="never calls: idle"):
+            accumulate_grams(Unused(), [torch.randn(2, 3)], progress=False)
+        assert list(accumulate_grams(Unused(), [torch.randn(2, 3)], layers=["used"], progress=False)) == ["used"]
+
+    def test_refuse_an_empty_set_of_batches(self):
+        with pytest.raises(ValueError, match="no calibration images"):
+            accumulate_grams(nn.Sequential(nn.Linear(3, 3)), [], progress=False)
+
+    def test_refuse_an_unknown_layer(self):
+        with pytest.raises(ValueError, match="no such matrix layer: 1, 7; the network has 0"):
+            accumulate_grams(nn.Sequential(nn.Linear(3, 3)), [torch.randn(2, 3)], ["7", "0", "1"], progress=False)
+
+    def test_refuse_an_empty_choice_of_layers_for_what_it_is(self):
+        with pytest.raises(ValueError, match="no layer"):
+            accumulate_grams(nn.Sequential(nn.Linear(3, 3)), [torch.randn(2, 3)], layers=[], progress=False)
+
+    def test_see_a_layer_that_is_called_by_keyword(self):
+        class Keyword(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(3, 2)
+
+            def forward(self, x):
+                return self.layer(input=x)
+
+        x = torch.randn(4, 3)
+        gram = accumulate_grams(Keyword(), [x], progress=False)["layer"]
+        torch.testing.assert_close(gram, x.double().T @ x.double())
+
+
+class TestSpectrum:
+    @pytest.mark.parametrize(("n", "d"), [(50, 8), (3, 8), (1, 5), (1, 1)])
+    def test_is_that_of_the_data(self, n, d):
+        X = torch.randn(n, d, dtype=torch.float64)
+        found = Spectrum.of(X.T @ X)
+        squares = F.pad(torch.linalg.svdvals(X).square(), (0, d - min(n, d)))
+        torch.testing.assert_close(found.eigenvalues, squares, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(found.basis.T @ found.basis, torch.eye(d, dtype=torch.float64))
+        torch.testing.assert_close(found.basis * found.eigenvalues @ found.basis.T, X.T @ X)
+
+    @pytest.mark.parametrize("p", [1, 3, 7])
+    def test_recovers_a_planted_subspace(self, p):
+        d, V = 12, orthonormal(12, p)
+        X = torch.randn(100, p, dtype=torch.float64) @ V.T
+        found = Spectrum.of(X.T @ X)
+        assert (found.eigenvalues >= 0).all()
+        assert (found.eigenvalues.diff() <= 0).all()
+        assert int((found.eigenvalues > 1e-9 * found.eigenvalues[0]).sum()) == p
+        torch.testing.assert_close(projector(found, p), V @ V.T)
+        torch.testing.assert_close(found.energy[p - 1 :], torch.ones(d - p + 1, dtype=torch.float64))
+
+    def test_of_a_single_sample_is_one_direction(self):
+        x = torch.tensor([[3.0, 0.0, 4.0]], dtype=torch.float64)
+        found = Spectrum.of(x.T @ x)
+        torch.testing.assert_close(found.eigenvalues, torch.tensor([25.0, 0, 0], dtype=torch.float64))
+        torch.testing.assert_close(found.basis[:, 0].abs(), x[0] / 5)
+
+    def test_of_nothing_but_zeros(self):
+        found = Spectrum.of(torch.zeros(4, 4, dtype=torch.float64))
+        assert torch.equal(found.eigenvalues, torch.zeros(4, dtype=torch.float64))
+        assert torch.equal(found.energy, torch.ones(4, dtype=torch.float64))
+        assert dimension_for_energy(found, 1.0) == 1
+
+    def test_takes_the_symmetric_part_of_a_float32_matrix_in_float64(self):
+        gram = torch.tensor([[2.0, 1.5], [0.5, 2.0]])
+        found = Spectrum.of(gram)
+        assert found.eigenvalues.dtype == torch.float64
+        torch.testing.assert_close(found.eigenvalues, torch.tensor([3.0, 1.0], dtype=torch.float64))
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_refuses_what_is_not_finite(self, value):
+        gram = torch.eye(3)
+        gram[0, 1] = value
+        with pytest.raises(FloatingPointError, match=r"\(3, 3\)"):
+            Spectrum.of(gram)
+
+
+class TestDimensionForEnergy:
+    @pytest.mark.parametrize(
+        ("energy", "k"), [(0, 1), (0.1, 1), (0.5, 1), (0.5001, 2), (0.75, 2), (0.8, 3), (0.875, 3), (0.9, 4), (1, 4)]
+    )
+    def test_is_the_smallest_that_reaches_it(self, energy, k):
+        assert dimension_for_energy(spectrum(4, 2, 1, 1), energy) == k
+
+    @pytest.mark.parametrize(("energy", "k"), [(0.25, 1), (0.26, 2), (0.5, 2), (1, 4)])
+    def test_ties_count_one_by_one(self, energy, k):
+        assert dimension_for_energy(spectrum(1, 1, 1, 1), energy) == k
+
+    def test_all_of_it_needs_no_empty_direction(self):
+        assert dimension_for_energy(spectrum(3, 1, 0, 0), 1.0) == 2
+
+    def test_all_of_it_needs_no_empty_direction_whatever_the_rounding(self):
+        for _ in range(50):
+            values = torch.rand(37, dtype=torch.float64).sort(descending=True).values.tolist()
+            found = spectrum(*values, *[0.0] * 63)
+            assert dimension_for_energy(found, 1.0) == 37
+            assert found.energy[-1].item() == 1
+
+    @pytest.mark.parametrize("energy", [-0.1, 1.0001, 99.99, float("nan")])
+    def test_refuses_what_is_no_share(self, energy):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            dimension_for_energy(spectrum(1, 1), energy)
+
+
+class TestProjector:
+    @pytest.mark.parametrize("k", [0, 1, 4, 6])
+    def test_is_orthogonal_and_of_rank_k(self, k):
+        X = torch.randn(30, 6, dtype=torch.float64)
+        found = Spectrum.of(X.T @ X)
+        P = projector(found, k)
+        torch.testing.assert_close(P @ P, P)
+        torch.testing.assert_close(P, P.T)
+        assert P.trace().item() == pytest.approx(k)
+        torch.testing.assert_close((X @ P).square().sum(), found.eigenvalues[:k].sum())
+
+    @pytest.mark.parametrize("k", [-1, 7])
+    def test_refuses_a_dimension_out_of_range(self, k):
+        with pytest.raises(ValueError, match="between 0 and 6"):
+            projector(Spectrum.of(torch.eye(6)), k)
+
+
+def test_output_gram_needs_no_second_pass():
+    X, W = torch.randn(40, 7, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+    torch.testing.assert_close(output_gram(X.T @ X, W), (X @ W).T @ (X @ W))

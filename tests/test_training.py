@@ -1,0 +1,406 @@
+import os
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from urank import datasets
+from urank.training import Recipe, augment, epoch_seed, evaluate, fit, has_fast_bfloat16, make_schedule
+
+STEPS = 3  # batches an epoch of `digits` at `QUICK`
+QUICK = Recipe(epochs=3, batch_size=20, lr=0.05, crop=2, flip=True)
+CONSTANT = dict(schedule="multistep", crop=0, flip=False)  # a learning rate that stays, images as they are
+STILL = Recipe(epochs=1, batch_size=20, lr=1e-30, **CONSTANT)  # steps too small to move a float32 weight
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load("digits10", train=STEPS * 20 + 5, test=20)
+
+
+def small_network(seed=0):
+    """Batch norm has running statistics in float32 and a counter in int64, which a checkpoint has to hold as well."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
+    )
+
+
+def linear_network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+
+
+def fitted(dataset, recipe, seed=0, **options):
+    network = small_network()
+    return network, fit(network, dataset, recipe, seed, **options)
+
+
+def same_bits(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_seconds(history):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def at_each_forward(network, act):
+    """Call act(how many training batches `network` has seen, this one included, and its images) before each."""
+    seen = 0
+
+    def hook(module, inputs):
+        nonlocal seen
+        if module.training:
+            seen += 1
+            act(seen, inputs[0])
+
+    network.register_forward_pre_hook(hook)
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        "wrong, named",
+        [
+            (dict(epochs=-1), "epochs=-1"),
+            (dict(batch_size=0), "batch_size=0"),
+            (dict(lr=0), "lr=0"),
+            (dict(lr=-0.1), "lr=-0.1"),
+            (dict(schedule="cosine"), "'cosine'"),
+            (dict(precision="float16"), "'float16'"),
+        ],
+    )
+    def test_refuses(self, wrong, named):
+        with pytest.raises(ValueError, match=f"recipe.*{named}"):
+            Recipe(**dict(epochs=1) | wrong)
+
+    @pytest.mark.parametrize("wrong", [dict(warmup=1.5), dict(crop=-1), dict(ema_decay=1.5), dict(momentum=-0.1)])
+    def test_refuses_before_anything_is_computed(self, wrong):
+        with pytest.raises(ValueError, match="recipe"):
+            Recipe(epochs=1, **wrong)
+
+    def test_is_the_same_from_a_list_of_milestones(self):
+        assert Recipe(1, milestones=[3, 4]) == Recipe(1, milestones=(3, 4))
+
+
+def learning_rates(recipe, steps):
+    """The rate of every step of a fit, and the one left after the last."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], recipe.lr)
+    schedule = make_schedule(optimizer, recipe, steps)
+    rates = []
+    for _ in range(recipe.epochs * steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates, optimizer.param_groups[0]["lr"]
+
+
+class TestSchedule:
+    def test_one_cycle_rises_to_its_peak_and_falls_to_nothing(self):
+        rates, last = learning_rates(Recipe(epochs=9, lr=0.3, warmup=0.2), steps=11)
+        peak = int(np.argmax(rates))
+        assert peak == 19  # of 99
+        assert rates[peak] == pytest.approx(0.3)
+        assert (np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) < 0).all()
+        assert rates[0] < 0.05 * 0.3 and 0 < rates[-1] < 0.001 * 0.3 and last < 1e-5 * 0.3
+
+    @pytest.mark.parametrize("steps", range(1, 13))
+    def test_one_cycle_of_any_length(self, steps):
+        rates, last = learning_rates(Recipe(epochs=1, lr=0.1), steps)
+        assert len(rates) == steps and all(0 < rate <= 0.1 + 1e-12 for rate in rates) and last < 1e-5
+
+    def test_multistep_divides_by_ten(self):
+        recipe = Recipe(epochs=6, lr=0.5, schedule="multistep", milestones=(2, 5))
+        rates, last = learning_rates(recipe, steps=4)
+        assert rates == pytest.approx([0.5] * 8 + [0.05] * 12 + [0.005] * 4)
+        assert last == pytest.approx(0.005)
+
+    def test_seeds_of_epochs_are_distinct(self):
+        seeds = {epoch_seed(seed, epoch) for seed in range(20) for epoch in range(50)}
+        assert len(seeds) == 1000
+        assert epoch_seed(3, 4) == epoch_seed(3, 4)
+
+
+class TestAugment:
+    def seeded(self, seed=0):
+        return torch.Generator().manual_seed(seed)
+
+    def images(self, count, size=6):
+        return torch.randint(0, 256, (count, 3, size, size), generator=self.seeded(9), dtype=torch.uint8)
+
+    @pytest.mark.parametrize("crop, flip", [(2, True), (2, False), (1, True), (0, True)])
+    def test_gives_windows_of_the_reflected_image_or_its_mirror(self, crop, flip):
+        images = self.images(count=600)
+        found = set()
+        for image, out in zip(images.numpy(), augment(images, Recipe(1, crop=crop, flip=flip), self.seeded()).numpy()):
+            windows = {}
+            for mirrored in (False, True)[: 1 + flip]:
+                padded = np.pad(
+                    image[:, :, ::-1] if mirrored else image, [(0, 0), (crop, crop), (crop, crop)], "reflect"
+                )
+                for dy in range(2 * crop + 1):
+                    for dx in range(2 * crop + 1):
+                        window = padded[:, dy : dy + 6, dx : dx + 6]
+                        windows[window.astype(np.float32).tobytes()] = dy, dx, mirrored
+            found.add(windows[out.astype(np.float32).tobytes()])  # a KeyError: no window at all
+        assert len(found) == (2 * crop + 1) ** 2 * (1 + flip)  # each of them is drawn
+
+    def test_mirrors_half(self):
+        images = self.images(count=1000)
+        out = augment(images, Recipe(1, crop=0), self.seeded())
+        share = (out != images).flatten(1).any(1).double().mean()
+        assert 0.45 < share < 0.55
+
+    def test_draws_only_from_the_generator(self):
+        images, recipe = self.images(count=50), Recipe(1)
+        torch.manual_seed(1)
+        once = augment(images, recipe, self.seeded(5))
+        torch.manual_seed(2)
+        assert torch.equal(augment(images, recipe, self.seeded(5)), once)
+        assert not torch.equal(augment(images, recipe, self.seeded(6)), once)
+
+    def test_is_the_identity_where_nothing_is_asked_for(self):
+        images = self.images(count=5)
+        out = augment(images, Recipe(1, crop=0, flip=False), self.seeded())
+        assert out.dtype == torch.uint8 and torch.equal(out, images)
+
+    @pytest.mark.parametrize("crop", [0, 2])
+    def test_leaves_its_argument_and_keeps_bytes(self, crop):
+        images = self.images(count=20)
+        before = images.clone()
+        out = augment(images, Recipe(1, crop=crop), self.seeded())
+        assert torch.equal(images, before)
+        assert out.dtype == torch.uint8 and out.shape == images.shape
+
+
+class TestFit:
+    def test_is_the_same_bit_for_bit(self, digits):
+        (one, history), (again, repeated) = fitted(digits, QUICK), fitted(digits, QUICK)
+        other, _ = fitted(digits, QUICK, seed=1)
+        assert same_bits(one, again) and without_seconds(history) == without_seconds(repeated)
+        assert not same_bits(one, other)
+
+    def test_does_not_depend_on_the_global_generator_in_a_network_that_draws(self, digits):
+        """Dropout draws from the global generator, which a resumed run finds in another state."""
+        results = []
+        for state in (1, 2):
+            network = linear_network()
+            network.insert(0, nn.Dropout(0.5))
+            torch.manual_seed(state)
+            fit(network, digits, QUICK)
+            results.append(network)
+        assert same_bits(*results)
+
+    def test_shows_each_image_at_most_once_an_epoch_in_a_new_order(self, digits):
+        network, shown = small_network(), []
+        at_each_forward(network, lambda _, images: shown.append(images.clone()))
+        fit(network, digits, replace(STILL, epochs=2))
+        whole = digits.normalize(digits.train.images).flatten(1)
+        rows = [int((whole == image).all(1).nonzero()) for images in shown for image in images.flatten(1)]
+        epochs = rows[: STEPS * 20], rows[STEPS * 20 :]
+        assert len(epochs[1]) == STEPS * 20
+        assert all(len(set(epoch)) == STEPS * 20 for epoch in epochs)
+        assert epochs[0] != epochs[1]
+
+    def test_reports_loss_and_accuracy_of_the_images_seen(self, digits):
+        whole = replace(digits, train=digits.train.take(STEPS * 20))
+        network = linear_network()
+        [row] = fit(network, whole, replace(STILL, label_smoothing=0.1))
+        logits = network(whole.normalize(whole.train.images)).detach()
+        assert row["loss"] == pytest.approx(
+            F.cross_entropy(logits, whole.train.labels, label_smoothing=0.1).item(), rel=1e-5
+        )
+        assert row["accuracy"] == pytest.approx(evaluate(network, whole.batches(whole.train)))
+        assert row["epoch"] == 0 and row["seconds"] > 0
+
+    def test_learns(self, digits):
+        network, history = fitted(digits, replace(QUICK, epochs=20))
+        assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+        assert evaluate(network, digits.batches(digits.train)) > 50
+
+    def test_leaves_the_images(self, digits):
+        before = digits.train.images.clone()
+        fitted(digits, QUICK)
+        assert torch.equal(digits.train.images, before)
+
+    def test_of_no_epoch_changes_nothing(self, digits):
+        network, history = fitted(digits, replace(QUICK, epochs=0))
+        assert history == [] and same_bits(network, small_network())
+
+    def test_decays_weights_only(self, digits):
+        """One step without momentum: what the decay adds to it is -lr * decay * w."""
+        lr, decay = 0.1, 0.5
+        one_step = Recipe(epochs=1, batch_size=60, lr=lr, momentum=0, weight_decay=0, **CONSTANT)
+        plain, decayed = small_network(), small_network()
+        before = {name: parameter.detach().clone() for name, parameter in plain.named_parameters()}
+        fit(plain, digits, one_step)
+        fit(decayed, digits, replace(one_step, weight_decay=decay))
+        for (name, free), pulled in zip(plain.named_parameters(), decayed.parameters()):
+            expected = -lr * decay * before[name] if free.ndim > 1 else torch.zeros_like(free)
+            torch.testing.assert_close(pulled - free, expected, rtol=1e-4, atol=1e-6, msg=name)
+        assert sum(parameter.ndim > 1 for parameter in plain.parameters()) == 2
+
+    def test_refuses_less_than_a_batch(self, digits):
+        with pytest.raises(ValueError, match="digits10: 65 training images do not fill a batch of 66"):
+            fitted(digits, replace(QUICK, batch_size=66))
+
+    def test_stops_where_the_loss_is_not_finite(self, digits, tmp_path):
+        checkpoint = tmp_path / "fit.ckpt"
+        with pytest.raises(FloatingPointError, match="mine.*epoch 1.*learning rate"):
+            fitted(digits, replace(QUICK, lr=1e30, **CONSTANT), checkpoint=checkpoint, description="mine")
+        assert not checkpoint.exists()  # what is spoilt is not gone on with
+
+
+class TestAverage:
+    def test_of_a_constant_network_is_the_network(self, digits):
+        network = linear_network()
+        fit(network, digits, replace(STILL, epochs=3, ema_decay=0.9))
+        assert same_bits(network, linear_network())
+
+    def test_is_the_average_it_says(self, digits):
+        """Decay min(0.5, 1 - (1 + n)^(-2/3)) from the third step on, n = 1 there; before it the weights themselves."""
+        recipe = Recipe(epochs=2, batch_size=20, lr=0.05, **CONSTANT)
+        plain, weights = linear_network(), []
+        at_each_forward(plain, lambda *_: weights.append(plain[1].weight.detach().double().clone()))
+        fit(plain, digits, recipe)
+        weights = [*weights[1:], plain[1].weight.detach().double()]  # after each of 2 STEPS steps
+        average = weights[1]
+        for n, weight in enumerate(weights[2:], 1):
+            decay = min(0.5, 1 - (1 + n) ** (-2 / 3))
+            average = decay * average + (1 - decay) * weight
+        averaged = linear_network()
+        fit(averaged, digits, replace(recipe, ema_decay=0.5))
+        torch.testing.assert_close(averaged[1].weight.detach().double(), average, rtol=1e-5, atol=1e-7)
+        assert (average - weights[-1]).abs().max() > 1e-4  # the last weights would have been noticed
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize(
+        "recipe",
+        [
+            QUICK,
+            replace(QUICK, ema_decay=0.5),
+            replace(QUICK, schedule="multistep", milestones=(1, 2), momentum=0),
+        ],
+        ids=["one_cycle", "ema", "multistep"],
+    )
+    def test_goes_on_as_if_never_interrupted(self, digits, tmp_path, recipe):
+        whole, history = fitted(digits, recipe)
+        checkpoint, broken = tmp_path / "fit.ckpt", small_network()
+
+        def interrupt(seen, _):
+            if seen == STEPS + 2:
+                raise KeyboardInterrupt
+
+        at_each_forward(broken, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(broken, digits, recipe, checkpoint=checkpoint)
+        resumed, steps = small_network(seed=99), []  # other initial weights: all comes from the checkpoint
+        at_each_forward(resumed, lambda seen, _: steps.append(seen))
+        resumed_history = fit(resumed, digits, recipe, checkpoint=checkpoint)
+        assert len(steps) == 2 * STEPS
+        assert same_bits(resumed, whole)
+        assert without_seconds(resumed_history) == without_seconds(history)
+
+    def test_of_a_finished_fit_is_its_result(self, digits, tmp_path):
+        recipe, checkpoint = replace(QUICK, ema_decay=0.5), tmp_path / "fit.ckpt"
+        whole, _ = fitted(digits, recipe, checkpoint=checkpoint)
+        again = small_network(seed=99)
+        at_each_forward(again, lambda *_: pytest.fail("trained again"))
+        history = fit(again, digits, recipe, checkpoint=checkpoint)
+        assert same_bits(again, whole) and len(history) == 3
+
+    @pytest.fixture
+    def checkpoint(self, digits, tmp_path):
+        fitted(digits, replace(QUICK, epochs=1), checkpoint=tmp_path / "fit.ckpt")
+        return tmp_path / "fit.ckpt"
+
+    def refused(self, digits, checkpoint, recipe=None, seed=0, network=None):
+        """The checkpoint is named in the error and left as it was."""
+        content = checkpoint.read_bytes()
+        with pytest.raises(ValueError, match=str(checkpoint)):
+            fit(network or small_network(), digits, recipe or replace(QUICK, epochs=1), seed, checkpoint=checkpoint)
+        assert checkpoint.read_bytes() == content
+
+    def test_of_another_recipe(self, digits, checkpoint):
+        self.refused(digits, checkpoint, QUICK)
+
+    def test_of_another_seed(self, digits, checkpoint):
+        self.refused(digits, checkpoint, seed=1)
+
+    def test_of_another_number_of_images(self, digits, checkpoint):
+        self.refused(replace(digits, train=digits.train.take(40)), checkpoint)
+
+    def test_of_another_network(self, digits, checkpoint):
+        self.refused(digits, checkpoint, network=linear_network())
+
+    @pytest.mark.parametrize("left", [0, 0.5, 0.999])
+    def test_that_was_cut_off(self, digits, checkpoint, left):
+        content = checkpoint.read_bytes()
+        checkpoint.write_bytes(content[: int(left * len(content))])
+        self.refused(digits, checkpoint)
+
+    @pytest.mark.parametrize("content", [dict(weights=1), [1, 2]], ids=["dict", "list"])
+    def test_that_something_else_wrote(self, digits, checkpoint, content):
+        torch.save(content, checkpoint)
+        self.refused(digits, checkpoint)
+
+    def test_is_never_executed(self, digits, checkpoint, tmp_path):
+        class Attack:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "executed"),)
+
+        for write in (lambda: torch.save(Attack(), checkpoint), lambda: checkpoint.write_bytes(pickle.dumps(Attack()))):
+            write()
+            self.refused(digits, checkpoint)
+            assert not (tmp_path / "executed").exists()
+
+
+class TestEvaluate:
+    def test_is_the_percentage_of_all_images(self):
+        logits = torch.eye(3)[[0, 1, 2, 0, 1, 2, 0]]
+        labels = torch.tensor([0, 1, 2, 0, 1, 0, 1])  # the last two are wrong
+        for size in (1, 3, 7):
+            assert evaluate(nn.Identity(), zip(logits.split(size), labels.split(size))) == pytest.approx(100 * 5 / 7)
+
+    def test_is_in_evaluation_mode_and_gives_the_mode_back(self):
+        class OnlyRightInEvaluation(nn.Module):
+            def forward(self, images):
+                assert not torch.is_grad_enabled()
+                return -images if self.training else images
+
+        network = OnlyRightInEvaluation().train()
+        assert evaluate(network, [(torch.eye(4), torch.arange(4))]) == 100
+        assert network.training
+
+    def test_of_nothing(self):
+        with pytest.raises(ValueError, match="empty"):
+            evaluate(nn.Identity(), [])
+
+
+class TestPrecision:
+    def test_of_devices(self):
+        assert isinstance(has_fast_bfloat16(torch.device("cpu")), bool)
+        assert has_fast_bfloat16(torch.device("meta")) is False
+
+    def test_bfloat16_on_the_cpu(self, digits):
+        types = []
+        network = small_network()
+        network[4].register_forward_hook(lambda layer, inputs, output: types.append(output.dtype))
+        history = fit(network, digits, replace(QUICK, precision="bfloat16"))
+        exact, exact_history = fitted(digits, replace(QUICK, precision="float32"))
+        assert set(types) == {torch.bfloat16}
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+        assert history[-1]["loss"] == pytest.approx(exact_history[-1]["loss"], rel=0.1)
+        assert not same_bits(network, exact)
+
+    def test_float32_is_that(self, digits):
+        types = []
+        network = small_network()
+        network[4].register_forward_hook(lambda layer, inputs, output: types.append(output.dtype))
+        fit(network, digits, replace(STILL, precision="float32"))
+        assert set(types) == {torch.float32}
