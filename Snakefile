@@ -15,13 +15,20 @@ from urank.profiles import ROOT, load_profile
 PROFILE = load_profile(config.get("profile", "quick"))
 BUILD = f"build/{PROFILE.name}"
 SITE = f"{BUILD}/site"  # what Jupyter Book is given: the pages, and executed copies of the notebooks beside them
-PYTHON = sys.executable
-PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "book").rglob("*")) if path.is_file() and "_build" not in path.parts]
-RECORDS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "data").glob("*/**/*")) if path.suffix in (".json", ".csv")]
-CODE = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "urank").rglob("*.py"))]
+HTML = f"{BUILD}/_build/html"
+PYTHON, JUPYTER_BOOK = sys.executable, Path(sys.executable).parent / "jupyter-book"
+
+
+def files(pattern):
+    return [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(pattern)) if path.is_file()]
+
+
+PAGES = files("book/*")
+NUMBERS = files("data/paper/*.csv") + files("data/records/*/*.json")
+CODE = files("urank/**/*.py")
 
 # The book that people open is published from the profile they asked for; tests build theirs and leave it alone.
-TARGET = "book/_build/html/index.html" if config.get("publish") else f"{BUILD}/html/index.html"
+TARGET = "book/_build/html/index.html" if config.get("publish") else f"{HTML}/index.html"
 
 
 rule all:
@@ -49,7 +56,7 @@ rule notebook:
     input:
         "notebooks/{notebook}.ipynb",
         CODE,
-        RECORDS,
+        NUMBERS,
         lambda wildcards: [f"runs/{PROFILE.name}/{name}/record.json" for name in PROFILE.notebooks[wildcards.notebook]],
     output:
         f"{SITE}/notebooks/{{notebook}}.ipynb",
@@ -65,19 +72,21 @@ rule book:
         PAGES,
         expand(f"{SITE}/notebooks/{{notebook}}.ipynb", notebook=PROFILE.notebooks),
     output:
-        f"{BUILD}/html/index.html",
+        f"{HTML}/index.html",
     log:
         f"{BUILD}/logs/book.log",
     shell:
-        "{PYTHON} book/build.py {SITE} {BUILD}/html > {log} 2>&1"
+        "rm -rf {SITE}/book && mkdir -p {SITE}/book && cp {PAGES} {SITE}/book && "
+        "{JUPYTER_BOOK} build -W -n --keep-going --config book/_config.yml --toc book/_toc.yml --path-output {BUILD} {SITE} "
+        "> {log} 2>&1"
 
 
 rule publish:
     input:
-        f"{BUILD}/html/index.html",
+        f"{HTML}/index.html",
     output:
         "book/_build/html/index.html",
     params:
-        source=f"{BUILD}/html",
+        source=HTML,
     shell:
         "rm -rf book/_build/html && mkdir -p book/_build && cp -r {params.source} book/_build/html"

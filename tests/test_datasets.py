@@ -281,7 +281,7 @@ def test_a_damaged_npz_file_is_named_and_its_error_kept(tmp_path, damage):
     path = tmp_path / "cifar10.npz"
     np.savez(path, **made_up())
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"cifar10\.npz: not a readable \.npz file .* copy it here again") as caught:
+    with pytest.raises(ValueError, match=r"cifar10\.npz: not a readable \.npz file .* copy it again") as caught:
         load("cifar10", folder=tmp_path)
     assert caught.value.__cause__ is not None
 
@@ -341,13 +341,13 @@ def small_archive(arrays: dict[str, np.ndarray]) -> tuple[bytes, dict[str, str]]
 
 @pytest.fixture
 def server(tmp_path_factory, monkeypatch):
-    """A folder whose files a real server on this machine serves; it holds a small CIFAR-100 that torchvision accepts."""
+    """A folder that a server on this machine serves; it holds a small CIFAR-100 that torchvision accepts."""
     folder = tmp_path_factory.mktemp("server")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     content, sums = small_archive(made_up(100))
     (folder / CIFAR100.filename).write_bytes(content)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=[0.02], daemon=True).start()
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setattr(urllib.request, "_opener", None)
         monkeypatch.setattr(CIFAR100, "url", f"http://127.0.0.1:{running.server_port}/{CIFAR100.filename}")

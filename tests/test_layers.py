@@ -133,9 +133,11 @@ def test_a_computed_weight_is_not_taken_for_a_stored_one():
 
 
 def mixed_modes():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)), nn.ReLU())
-    model[1][1].eval()
-    model[2].eval()
+    """Modes that differ from module to module, also between a container and what it shares with another."""
+    shared = nn.Dropout()
+    model = nn.Sequential(nn.Linear(2, 2), shared, nn.Sequential(nn.BatchNorm1d(2), shared), nn.ReLU())
+    for module in (shared, model[2][0], model[3]):
+        module.eval()
     return model
 
 

@@ -59,7 +59,8 @@ def summary(name: str, record: Record) -> str:
     accuracy = record["accuracy"]
     return (
         f"{name}: {accuracy['original']:.2f} % -> {accuracy['decomposed']:.2f} % decomposed "
-        f"-> {accuracy['finetuned']:.2f} % fine-tuned; MLU {100 * record.plan.mlu:.1f} % (W: {100 * record.plan.weight_mlu:.1f} %); "
+        f"-> {accuracy['finetuned']:.2f} % fine-tuned; "
+        f"MLU {100 * record.plan.mlu:.1f} % (W: {100 * record.plan.weight_mlu:.1f} %); "
         f"params x {record.params_ratio:.2f}, MACs x {record.macs_ratio:.2f}"
     )
 

@@ -315,9 +315,7 @@ def read_npz(path: Path) -> list[np.ndarray]:
                 arrays = [stored[key] for key in ARRAYS if key in stored]
         except Exception as error:  # numpy raises nearly ten types for a damaged file; each is re-raised with its name
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(
-                f"{path}: not a readable .npz file ({reason}); delete it and copy it here again"
-            ) from error
+            raise ValueError(f"{path}: not a readable .npz file ({reason}); delete it and copy it again") from error
     if missing:
         raise ValueError(f"{path}: has no {', '.join(missing)}; an .npz file needs {', '.join(ARRAYS)}")
     return arrays

@@ -31,6 +31,8 @@ def project_network(model: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor
     """
     network = copy.deepcopy(model)
     for entry, layer in planned_layers(network, plan):
+        if entry.layer not in grams:
+            raise ValueError(f"the plan speaks of layer {entry.layer!r}, for which no Gram matrix is given")
         W = weight_matrix(layer)
         inputs, outputs = Spectrum.of(grams[entry.layer]), Spectrum.of(output_gram(grams[entry.layer], W))
         set_weight_matrix(layer, project_weight(W, inputs, outputs, entry.k_s, entry.k_t))
@@ -113,7 +115,10 @@ def merge_useless(compact: nn.Module, original: nn.Module, plan: RankPlan) -> nn
     network = copy.deepcopy(compact)
     for entry, layer in planned_layers(original, plan):
         if not entry.useful:
-            first, second = network.get_submodule(entry.layer)
+            pair = network.get_submodule(entry.layer)
+            if not isinstance(pair, nn.Sequential):
+                raise ValueError(f"layer {entry.layer!r} is not split: there is nothing to merge")
+            first, second = pair
             merged = copy.deepcopy(layer).to(first.weight.device)
             set_weight_matrix(merged, weight_matrix(first) @ weight_matrix(second))
             if merged.bias is not None:
@@ -145,7 +150,7 @@ def count_cost(model: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -> 
     handles = [layer.register_forward_hook(count) for layer in layers]
     try:
         with evaluating(model):
-            model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+            model(next(model.parameters()).new_zeros(1, *image_shape))
     finally:
         for handle in handles:
             handle.remove()

@@ -374,10 +374,16 @@ def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
         sweep=stages["sweep"]["rows"],
         history=dict(train=train["history"], finetune=finetune["history"]),
         calibration_images=stages["calibrate"]["images"],
-        seconds={name: stage["seconds"] for name, stage in stages.items()},
+        seconds={name: stage["seconds"] for name, stage in stages.items()}
+        | {"train": seconds_of(train["history"]), "finetune": seconds_of(finetune["history"])},
         made={name: stage["made"] for name, stage in stages.items()},
         versions={package: version(package) for package in VERSIONS_OF} | dict(python=platform.python_version()),
     )
+
+
+def seconds_of(history: list[dict]) -> float:
+    """How long a fit took, whatever number of times it was interrupted."""
+    return round(sum(epoch["seconds"] for epoch in history), 1)
 
 
 def describe(device: torch.device) -> str:

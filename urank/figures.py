@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from urank import paper
 from urank.experiments import Record
@@ -48,6 +49,12 @@ def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
             axis.set(title=title, xlabel="share of singular values", xlim=(0, 1), ylim=(0, 1.02))
         axes[0].set_ylabel("spectral energy held")
         axes[1].legend(title="layer, utilized rank", loc="lower right")
+    return closed(figure)
+
+
+def closed(figure: Figure) -> Figure:
+    """Take the figure from pyplot's list, so that a notebook shows it where it is displayed and nowhere else."""
+    plt.close(figure)
     return figure
 
 
@@ -125,7 +132,7 @@ def energy_sweep(record: Record, layer: str | None = None) -> Figure:
         right.grid(False)
         lines = axis.get_lines() + right.get_lines()
         axis.legend(lines, [line.get_label() for line in lines], loc="center left")
-    return figure
+    return closed(figure)
 
 
 def utilization_bars(record: Record) -> Figure:
@@ -140,7 +147,7 @@ def utilization_bars(record: Record) -> Figure:
         axis.axhline(record.plan.mlu, color=COLORS[1], lw=1.4, label=f"MLU {100 * record.plan.mlu:.0f} %")
         axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=places, ylim=(0, 1.3))
         axis.legend(ncols=3, loc="upper center")
-    return figure
+    return closed(figure)
 
 
 TABLE3_COLUMNS = {
@@ -172,7 +179,7 @@ def table3(records: Iterable[Record]) -> pd.DataFrame:
     return frame[list(TABLE3_COLUMNS)].rename(columns=TABLE3_COLUMNS)
 
 
-def paper_table3():
+def paper_table3() -> Styler:
     """All rows of Table 3 as the paper prints them, styled."""
     printed = paper.table3().rename(columns={"delta_printed": "delta"}).set_index(["dataset", "network"])
     return style_table3(printed[list(TABLE3_COLUMNS)].rename(columns=TABLE3_COLUMNS))
@@ -207,13 +214,13 @@ def measured_row(record: Record) -> dict:
     )
 
 
-def style_table3(frame: pd.DataFrame):
+def style_table3(frame: pd.DataFrame) -> Styler:
     """The table as a page shows it: one decimal for percents, two for shares, a sign on the change."""
     formats = {name: "{:.1f}" for name in frame.columns} | {"change": "{:+.1f}", "params": "{:.2f}", "MACs": "{:.2f}"}
     return frame.style.format(formats, na_rep="–").set_uuid("table3")  # the same HTML each time it is drawn
 
 
-def provenance(record: Record) -> pd.DataFrame:
+def provenance(record: Record) -> Styler:
     """From which run the numbers come: network, data, seed, device, date, versions, seconds a stage."""
     experiment = record["experiment"]
     recipe = {name: experiment[name]["epochs"] for name in ("train", "finetune")}
@@ -223,7 +230,8 @@ def provenance(record: Record) -> pd.DataFrame:
         "network": f"{experiment['network']}, width {experiment['width']:g}",
         "data set": experiment["dataset"],
         "epochs": f"{recipe['train']} of training, {recipe['finetune']} of fine-tuning",
-        "search": f"tolerance {experiment['tolerance']:g} points, {experiment['mode']}, on {record.plan.total} test images",
+        "search": f"tolerance {experiment['tolerance']:g} points, {experiment['mode']}, "
+        f"on {record.plan.total} test images",
         "calibration": f"{record['calibration_images']} training images",
         "seed": experiment["seed"],
         "device": ", ".join(sorted({made["device"] for made in record["made"].values()})),
@@ -231,4 +239,6 @@ def provenance(record: Record) -> pd.DataFrame:
         "versions": versions,
         "seconds": seconds,
     }
-    return pd.DataFrame({"value": rows})
+    frame = pd.DataFrame({"": rows})
+    left = [{"selector": "th, td", "props": "text-align: left; white-space: normal"}]
+    return frame.style.hide(axis="columns").set_table_styles(left).set_uuid(f"run-{experiment['seed']}")

@@ -4,8 +4,7 @@ Weights are safetensors or are read with `weights_only=True`; nothing is unpickl
 """
 
 import json
-import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,12 @@ from torch import nn
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there when the block ends well, delete it when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        yield Path(name)
-        os.replace(name, path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

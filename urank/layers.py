@@ -5,6 +5,7 @@ position, with d = c_in * k_h * k_w features in the order of `torch.nn.functiona
 no part of W.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,7 @@ def matrix_layers(model: nn.Module) -> dict[str, MatrixLayer]:
     """The layers of `model` that are matrices, by their `named_modules()` path, in order of registration.
 
     Raises:
-        ValueError: there is none, or two paths share one weight (no projection could be put in one of them alone).
+        ValueError: there is none, or a layer's weight has another user, which a projection would change as well.
     """
     layers = {
         name: module
@@ -28,13 +29,12 @@ def matrix_layers(model: nn.Module) -> dict[str, MatrixLayer]:
     }
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer to measure: no nn.Linear and no ungrouped nn.Conv2d")
-    owner: dict[nn.Parameter, str] = {}
-    for name, layer in layers.items():
-        if layer.weight in owner:
-            raise ValueError(
-                f"layers {owner[layer.weight]!r} and {name!r} share one weight: untie them to measure them"
-            )
-        owner[layer.weight] = name
+    paths: dict[nn.Parameter, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(parameter, []).append(repr(path.rpartition(".")[0]))
+    for layer in layers.values():
+        if len(paths[layer.weight]) > 1:
+            raise ValueError(f"{' and '.join(paths[layer.weight])} share one weight: untie them to measure the layer")
     return layers
 
 
@@ -42,7 +42,10 @@ def skip_reason(module: nn.Module) -> str | None:
     """Why a module that holds a weight is not one matrix; None where it is one or holds no weight of its own."""
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return f"grouped convolution ({module.groups} groups): a stack of matrices, not one"
-    if isinstance(module, MatrixLayer) or not isinstance(getattr(module, "weight", None), nn.Parameter):
+    if isinstance(module, MatrixLayer):
+        stored = isinstance(module.weight, nn.Parameter)
+        return None if stored else "its weight is computed (a parametrization): nothing can be put in its place"
+    if not isinstance(getattr(module, "weight", None), nn.Parameter):
         return None
     return None if module.weight.ndim < 2 else f"{type(module).__name__} is not a linear layer or a 2-d convolution"
 
@@ -60,7 +63,14 @@ def weight_matrix(layer: MatrixLayer) -> Tensor:
 
 @torch.no_grad()
 def set_weight_matrix(layer: MatrixLayer, W: Tensor) -> None:
-    """Put W (d, m) into `layer`, rounded to the layer's own precision."""
+    """Put W (d, m) into `layer`, rounded to the layer's own precision.
+
+    Raises:
+        ValueError: W has another shape than the layer's matrix.
+    """
+    m, *features = layer.weight.shape
+    if W.shape != (math.prod(features), m):
+        raise ValueError(f"the layer's matrix is {math.prod(features)} x {m}, got one of shape {tuple(W.shape)}")
     layer.weight.copy_(W.T.reshape(layer.weight.shape))
 
 
@@ -71,7 +81,7 @@ def input_rows(layer: MatrixLayer, inputs: Tensor) -> Tensor:
         inputs: (..., d) for a linear layer, (n, c_in, h, w) for a convolution.
     """
     if isinstance(layer, nn.Linear):
-        return inputs.flatten(0, -2)
+        return inputs.reshape(-1, layer.in_features)
     patches = F.unfold(pad(layer, inputs), layer.kernel_size, layer.dilation, stride=layer.stride)
     return patches.transpose(1, 2).flatten(0, 1)
 

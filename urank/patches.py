@@ -87,16 +87,25 @@ def assemble_gram(conv: nn.Conv2d, size: tuple[int, int], products: Tensor) -> T
     rows, columns = axes(conv, size)
     if not shares_terms(conv.in_channels, rows, columns):
         return products.triu() + products.triu(1).T
-    shape = (*conv.kernel_size, *conv.kernel_size, conv.in_channels, conv.in_channels)
-    G = products.new_empty(shape)  # tap-major: a block (i, j, i', j') is contiguous
-    blocks = iter(products)
+    c, taps = conv.in_channels, rows.kernel * columns.kernel
+    table = tap_blocks(products, rows, columns)
+    G = products.new_empty(c, taps, c, taps)
+    for u in range(taps):
+        G[:, u] = torch.stack([table[u, v] for v in range(taps)]).permute(1, 2, 0)
+    return G.flatten(2).flatten(0, 1)
+
+
+def tap_blocks(products: Tensor, rows: "Axis", columns: "Axis") -> dict[tuple[int, int], Tensor]:
+    """For every pair of taps, numbered along the kernel's rows, its (c, c) block of the Gram matrix; views."""
+    table, blocks = {}, iter(products)
     for row, column in distances(rows, columns):
         distinct = {windows: next(blocks) for windows in product(row.distinct, column.distinct)}
         for (i, row_window), (j, column_window) in product(row.windows.items(), column.windows.items()):
-            block, i_, j_ = distinct[row_window, column_window], i + row.apart, j + column.apart
-            G[i, j, i_, j_] = block
-            G[i_, j_, i, j] = block.T
-    return G.permute(4, 0, 1, 5, 2, 3).flatten(3).flatten(0, 2)
+            u = i * columns.kernel + j
+            v = u + row.apart * columns.kernel + column.apart
+            table[v, u] = distinct[row_window, column_window].T
+            table[u, v] = distinct[row_window, column_window]
+    return table
 
 
 class Distance(NamedTuple):

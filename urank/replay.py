@@ -140,7 +140,9 @@ class _Cut:
         with _Reads(results) as reads, returning(results, copies=False):
             self.model(images)
         self.read = reads.seen
-        with returning(self.record(images)):
+        results = self.record(images)
+        self.model(torch.zeros_like(images))  # whatever modules hand each other out of sight is now another batch's
+        with returning(results):
             return torch.equal(self.model(images), expected)
 
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import LayerRank, Probe, RankPlan
@@ -32,7 +32,7 @@ class Validation:
     """
 
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]):
-        self.batches = [(images, labels) for images, labels in batches]
+        self.batches = [(images, labels) for images, labels in batches if len(labels)]
         self.total = sum(len(labels) for _, labels in self.batches)
         if self.total == 0:
             raise ValueError("the validation set is empty: the search needs labelled images to count correct ones")
@@ -128,6 +128,8 @@ def check_grams(model: nn.Module, grams: Mapping[str, Tensor]) -> None:
         if name not in layers:
             raise ValueError(f"a Gram matrix is given for {name!r}, which is no matrix layer of the network")
         d = weight_matrix(layers[name]).shape[0]
+        if not torch.isfinite(gram).all():
+            raise FloatingPointError(f"layer {name!r}: its Gram matrix holds NaN or infinity")
         if gram.shape != (d, d):
             raise ValueError(f"layer {name!r} has {d} input features, its Gram matrix has shape {tuple(gram.shape)}")
 

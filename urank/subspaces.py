@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers
 from urank.patches import patch_gram
@@ -46,6 +46,8 @@ def accumulate_grams(
 
 
 def check_names(names: Sequence[str] | None, found: dict[str, MatrixLayer]) -> Sequence[str]:
+    if names is not None and not names:
+        raise ValueError("no layer to measure: the choice of layers is empty")
     unknown = sorted(set(names or ()) - set(found))
     if unknown:
         raise ValueError(f"no such matrix layer: {', '.join(unknown)}; the network has {', '.join(found)}")
@@ -57,10 +59,10 @@ def batch_grams(model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer]
     grams: dict[str, Tensor] = {}
 
     def measure(name: str):
-        def hook(layer: MatrixLayer, inputs: tuple[Tensor, ...]) -> None:
+        def hook(layer: MatrixLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             if name in grams:
                 raise ValueError(f"layer {name!r} runs more than once in a forward pass: its uses cannot be told apart")
-            grams[name] = gram_of(layer, inputs[0])
+            grams[name] = gram_of(layer, args[0] if args else kwargs["input"])
             if not torch.isfinite(grams[name]).all():
                 raise FloatingPointError(
                     f"layer {name!r}: its input holds NaN or infinity; check the images and weights"
@@ -68,7 +70,7 @@ def batch_grams(model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer]
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(measure(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(measure(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         model(images)
     finally:
@@ -121,8 +123,8 @@ class Spectrum:
 
 def cumulative_energy(squares: Tensor) -> Tensor:
     """Cumulative sum over total of squared singular values (n,), the largest first; ones where the total is 0."""
-    total = squares.sum()
-    return squares.cumsum(0) / total if total > 0 else torch.ones_like(squares)
+    sums = squares.cumsum(0)
+    return sums / sums[-1] if sums[-1] > 0 else torch.ones_like(squares)
 
 
 def dimension_for_energy(spectrum: Spectrum, energy: float) -> int:

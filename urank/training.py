@@ -17,7 +17,7 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from urank.datasets import Dataset
 from urank.files import read_checkpoint, write_checkpoint

@@ -1,5 +1,6 @@
 """Networks by name."""
 
+import math
 from functools import partial
 
 from torch import nn
@@ -22,6 +23,6 @@ def create(name: str, classes: int = 10, width: float = 1.0) -> nn.Module:
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
-    if classes < 1 or width <= 0:
+    if classes < 1 or not 0 < width < math.inf:
         raise ValueError(f"{name}: classes ({classes}) and width ({width}) must be positive")
     return NETWORKS[name](classes=classes, width=width)

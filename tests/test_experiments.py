@@ -1,0 +1,416 @@
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from urank import datasets, experiments, figures, models
+from urank.decompose import count_cost, load_compact, merge_useless, project_network
+from urank.experiments import STAGES, Experiment, Record, claim, run
+from urank.files import read_json, read_weights, write_json
+from urank.layers import matrix_layers, weight_matrix
+from urank.search import search_ranks
+from urank.subspaces import accumulate_grams
+from urank.training import Recipe, evaluate
+
+ROOT = Path(__file__).parent.parent
+TINY = Experiment(
+    network="vgg11",
+    dataset="digits10",
+    width=0.125,
+    data=dict(train=400, test=100),
+    train=Recipe(epochs=4, batch_size=20, lr=0.03, crop=2, flip=False),
+    finetune=Recipe(epochs=2, batch_size=20, lr=0.01, crop=2, flip=False, ema_decay=0.9),
+    tolerance=1.25,  # one image of 80
+    calibration=150,
+    validation=80,
+    sweep=("features.8", "classifier"),
+)
+UNTRAINED = replace(
+    TINY,
+    data=dict(train=20, test=10),
+    train=Recipe(epochs=0, batch_size=10),
+    finetune=Recipe(epochs=0, batch_size=10),
+    tolerance=100.0,
+    sweep=(),
+)
+
+
+@functools.cache
+def finished() -> tuple[Path, Record]:
+    """The folder and the record of `TINY`, run once for all the tests of a session; the folder is only read."""
+    place = tempfile.TemporaryDirectory(prefix="urank-tests-")
+    finished.place = place  # deleted with it, when Python ends
+    return Path(place.name), run(TINY, place.name, "cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def folder():
+    return finished()[0]
+
+
+@pytest.fixture(scope="module")
+def record():
+    return finished()[1]
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return datasets.load("digits10", train=400, test=100)
+
+
+@pytest.fixture(scope="module")
+def original(folder):
+    network = models.create("vgg11", 10, 0.125)
+    network.load_state_dict(read_weights(folder / "original.safetensors"))
+    return network
+
+
+def again(experiment, folder):
+    return run(experiment, folder, "cpu", progress=False)
+
+
+def measured(record):
+    """The record without what differs from run to run: seconds, dates, and the code, which may be edited meanwhile."""
+    content = json.loads(json.dumps(record.content))
+    del content["seconds"]
+    content["made"] = {stage: made["device"] for stage, made in content["made"].items()}
+    for row in [*content["history"]["train"], *content["history"]["finetune"]]:
+        del row["seconds"]
+    return content
+
+
+def written(folder):
+    """The files of all stages with the time at which they were written; a run rewrites what names it and its record."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in paths if path.name not in ("experiment.json", "record.json")}
+
+
+class TestRecord:
+    def test_has_the_keys_that_are_documented(self, record):
+        keys = {"experiment", "accuracy", "cost", "plan", "spectra", "sweep", "history", "calibration_images"}
+        assert record.content.keys() == keys | {"seconds", "made", "versions"}
+        documented = (ROOT / "data" / "README.md").read_text()
+        assert [key for key in record.content if f"`{key}`" not in documented] == []
+        stages = {stage.__name__.lstrip("_") for stage in STAGES}
+        assert record["seconds"].keys() == record["made"].keys() == stages
+        for made in record["made"].values():
+            assert made.keys() == {"device", "date", "code"} and all(made.values())
+        assert record["versions"]["torch"] == torch.__version__
+
+    def test_is_on_disk_as_returned(self, folder, record):
+        assert Record.load(folder / "record.json") == record
+        assert record.experiment == TINY
+
+    def test_survives_saving(self, record, tmp_path):
+        record.save(tmp_path / "deep" / "record.json")
+        assert Record.load(tmp_path / "deep" / "record.json") == record
+
+    @pytest.mark.parametrize(
+        "text", ["", '{"experiment": ', "[]", "{}", '{"experiment": {}, "plan": {}, "cost": {}}', "\x00\xff"]
+    )
+    def test_of_another_file(self, tmp_path, text):
+        path = tmp_path / "record.json"
+        path.write_bytes(text.encode("latin1"))
+        with pytest.raises(ValueError, match=str(path)):
+            Record.load(path)
+
+    def test_of_no_file(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="record.json"):
+            Record.load(tmp_path / "record.json")
+
+
+class TestRun:
+    def test_accuracies_are_those_of_the_saved_networks(self, folder, record, original, dataset):
+        test, accuracy = dataset.batches(dataset.test), record["accuracy"]
+        assert accuracy["original"] == evaluate(original, test)
+        decomposed, finetuned = (load_compact(original, folder / name) for name in ("decomposed", "finetuned"))
+        assert accuracy["decomposed"] == evaluate(decomposed, test)
+        assert accuracy["finetuned"] == evaluate(finetuned, test)
+        merged = evaluate(merge_useless(finetuned, original, record.plan), test)
+        # The same function in another order of summation: an image between two classes may fall to the other side.
+        assert accuracy["merged"] == pytest.approx(merged, abs=1) == pytest.approx(accuracy["finetuned"], abs=1)
+        assert accuracy["projected"] == pytest.approx(accuracy["decomposed"], abs=2)
+        assert accuracy["original"] != accuracy["finetuned"]  # else little would have been shown
+
+    def test_plan_is_that_of_a_search_by_hand(self, record, original, dataset):
+        calibration, validation = dataset.batches(dataset.train.take(150)), dataset.batches(dataset.test.take(80))
+        grams = accumulate_grams(original, calibration, progress=False)
+        plan = search_ranks(original, grams, validation, tolerance=1.25, mode="joint", progress=False)
+        assert record.plan == plan
+        assert record["calibration_images"] == 150 and plan.total == 80
+
+    def test_projected_accuracy_is_that_of_the_plan(self, folder, record, original, dataset):
+        projected = project_network(original, record.plan, experiments.calibrated_grams(folder))
+        assert record["accuracy"]["projected"] == evaluate(projected, dataset.batches(dataset.test))
+        validation = dataset.batches(dataset.test.take(80))
+        assert round(0.8 * evaluate(projected, validation)) == record.plan.layers[-1].correct
+
+    def test_cost_is_counted_by_formula(self, record, original):
+        """Two factors of rank r hold r (d + m) of d m weights and cost that many MACs at each output position."""
+        positions = [1024, 256, 64, 64, 16, 16, 4, 4, 1]
+        params, macs = sum(parameter.numel() for parameter in original.parameters()), 0
+        costs = dict(original=[params, macs], compact=[params, macs], split=[params, macs])
+        for entry, places in zip(record.plan.layers, positions):
+            whole, thin = entry.d * entry.m, max(1, entry.rank) * (entry.d + entry.m)
+            for name, weights in dict(original=whole, compact=min(whole, thin), split=thin).items():
+                costs[name][0] += weights - whole
+                costs[name][1] += weights * places
+        assert {name: list(cost.values()) for name, cost in record["cost"].items()} == costs
+        assert record["cost"]["original"] == asdict(count_cost(original))
+        assert record.params_ratio == costs["compact"][0] / costs["original"][0] < 1
+        assert record.macs_ratio == costs["compact"][1] / costs["original"][1]
+
+    def test_spectra_are_those_of_the_weights(self, folder, record, original):
+        grams, layers = experiments.calibrated_grams(folder), matrix_layers(original)
+        assert list(record["spectra"]) == list(grams) == [entry.layer for entry in record.plan.layers]
+        for entry in record.plan.layers:
+            spectrum, W = record["spectra"][entry.layer], weight_matrix(layers[entry.layer]).numpy()
+            gram = grams[entry.layer].double().numpy()
+            size = min(entry.d, entry.m)
+            np.testing.assert_allclose(spectrum["weight"], np.linalg.svd(W, compute_uv=False), rtol=1e-5)
+            inputs, outputs = np.linalg.eigvalsh(gram)[::-1], np.linalg.eigvalsh(W.T @ gram @ W)[::-1]
+            np.testing.assert_allclose(np.square(spectrum["inputs"]), inputs, rtol=2e-5, atol=1e-6 * inputs[0])
+            np.testing.assert_allclose(np.square(spectrum["outputs"]), outputs, rtol=2e-5, atol=1e-6 * outputs[0])
+            projected = np.array(spectrum["projected"])
+            assert len(projected) == size and (np.diff(projected) <= 0).all()
+            assert (projected[min(entry.k_s, entry.k_t) :] < 1e-6 * projected[0]).all()
+            energy = figures.cumulative(projected)
+            assert energy[entry.rank - 1] >= 0.9999 * (1 - 1e-5)
+            assert entry.rank == 1 or energy[entry.rank - 2] < 0.9999 * (1 + 1e-5)
+
+    def test_sweep_rises_to_the_whole_layer(self, record, folder, original, dataset):
+        layers = matrix_layers(original)
+        grams = experiments.calibrated_grams(folder)
+        assert [row["layer"] for row in record["sweep"]] == ["features.8"] * 14 + ["classifier"] * 14
+        for row in record["sweep"]:
+            eigenvalues = np.linalg.eigvalsh(grams[row["layer"]].double().numpy())[::-1]
+            energy = eigenvalues.cumsum() / eigenvalues.sum()
+            assert energy[row["k_s"] - 1] >= row["energy"] - 1e-9
+            assert row["k_s"] == 1 or energy[row["k_s"] - 2] < row["energy"] + 1e-9
+            assert 0 <= row["norm_difference"] < 1
+        row = record["sweep"][9]  # one of them by hand
+        W = weight_matrix(layers["features.8"]).numpy()
+        V = np.linalg.eigh(grams["features.8"].double().numpy())[1][:, -row["k_s"] :]
+        projected = V @ V.T @ W
+        assert row["norm_difference"] == pytest.approx(np.linalg.norm(W - projected) / np.linalg.norm(W), rel=1e-6)
+        network = models.create("vgg11", 10, 0.125)
+        network.load_state_dict(original.state_dict())
+        experiments.set_weight_matrix(network.features[8], torch.from_numpy(projected))
+        correct = 0.8 * evaluate(network, dataset.batches(dataset.test.take(80)))
+        assert abs(correct - row["correct"]) < 1.5
+
+    def test_histories_are_those_of_the_recipes(self, record):
+        history = record["history"]
+        assert [row["epoch"] for row in history["train"]] == [0, 1, 2, 3]
+        assert [row["epoch"] for row in history["finetune"]] == [0, 1]
+        assert history["train"][-1]["loss"] < history["train"][0]["loss"]
+
+    def test_again_computes_nothing(self, folder, record):
+        before = written(folder)
+        assert again(TINY, folder) == record
+        assert written(folder) == before
+        assert len(before) == len(STAGES) + 6  # three networks, the Gram matrices, two plans
+
+    def test_leaves_no_checkpoint_and_no_temporary_file(self, folder):
+        assert [path.name for path in folder.rglob("*") if path.suffix == ".ckpt" or path.name.startswith(".")] == []
+
+
+KILLED = """
+import json, os, signal, sys, time
+from pathlib import Path
+import torch
+from urank.experiments import Experiment, run
+
+torch.set_num_threads(int(sys.argv[3]))
+experiment, folder = Experiment.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])
+for landmark in ("train.ckpt", "train.json", "search.json", "finetune.ckpt"):
+    child = os.fork()
+    if not child:
+        run(experiment, folder, "cpu", progress=False)
+        os._exit(0)
+    ended = 0
+    while not (folder / landmark).exists() and not ended:
+        time.sleep(0.002)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        ended, status = os.waitpid(child, 0)
+    left = sorted(path.name for path in folder.iterdir())
+    print(json.dumps(dict(signal=os.WTERMSIG(status), left=left)), flush=True)
+"""
+
+
+class TestKilledRun:
+    def test_ends_as_an_uninterrupted_one(self, record, tmp_path):
+        """Killed in training, after it, after the search and in fine-tuning, then run to its end."""
+        folder, threads = tmp_path / "killed", str(torch.get_num_threads())
+        command = [sys.executable, "-c", KILLED, json.dumps(asdict(TINY)), str(folder), threads]
+        environment = dict(os.environ, OMP_NUM_THREADS=threads, TQDM_DISABLE="1", PYTHONPATH=str(ROOT))
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        kills = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [kill["signal"] for kill in kills] == [signal.SIGKILL] * 4
+        assert "train.json" not in kills[0]["left"]  # the training was half done
+        assert "finetune.json" not in kills[3]["left"]
+        assert all("record.json" not in kill["left"] for kill in kills)
+        before = written(folder)
+        resumed = again(TINY, folder)
+        assert measured(resumed) == measured(record)
+        after = written(folder)
+        assert all(after[folder / f"{stage}.json"] == before[folder / f"{stage}.json"] for stage in ("train", "search"))
+
+
+class TestDamage:
+    def test_folder_of_another_experiment(self, copied):
+        before = written(copied), (copied / "experiment.json").read_bytes()
+        with pytest.raises(ValueError, match=f"{copied} holds another experiment"):
+            again(replace(TINY, tolerance=2.0), copied)
+        assert (written(copied), (copied / "experiment.json").read_bytes()) == before
+
+    @pytest.mark.parametrize("name", ["experiment.json", "train.json", "search.json", "finetune.json"])
+    def test_cut_off_json_is_named(self, copied, name):
+        text = (copied / name).read_text()
+        (copied / name).write_text(text[: len(text) // 2])
+        with pytest.raises(ValueError, match=f"{copied / name}: not a whole JSON file"):
+            again(TINY, copied)
+        assert (copied / name).read_text() == text[: len(text) // 2]
+
+    def test_of_an_experiment_json_that_something_else_wrote(self, copied):
+        write_json(copied / "experiment.json", dict(network="vgg11"))
+        with pytest.raises(ValueError, match="experiment.json|another experiment"):
+            again(TINY, copied)
+
+    def test_the_advice_to_delete_a_cut_off_stage_works(self, copied, record):
+        (copied / "search.json").write_text("{")
+        (copied / "search.json").unlink()
+        assert measured(again(TINY, copied)) == measured(record)
+
+    @pytest.mark.parametrize("weights, stage", [("original", "calibrate"), ("grams", "spectra")])
+    def test_the_advice_to_delete_cut_off_weights_works(self, copied, record, weights, stage):
+        path = copied / f"{weights}.safetensors"
+        path.write_bytes(path.read_bytes()[:1000])
+        (copied / f"{stage}.json").unlink()
+        with pytest.raises(ValueError, match=f"{path}: damaged weights .* delete the file"):
+            again(TINY, copied)
+        path.unlink()
+        assert measured(again(TINY, copied)) == measured(record)
+
+
+class TestRefusal:
+    @pytest.mark.parametrize(
+        "wrong, named",
+        [
+            (dict(network="vgg12"), "vgg12"),
+            (dict(dataset="mnist"), "mnist"),
+            (dict(data=dict(trian=20, test=10)), "trian"),
+            (dict(mode="jointly"), "jointly"),
+            (dict(tolerance=-1.0), "-1"),
+            (dict(sweep=("features.99",)), "features.99"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+    )
+    def test_comes_before_the_training(self, tmp_path, wrong, named):
+        """A wrong name costs no training, and the corrected experiment may have the folder."""
+        with pytest.raises(ValueError, match=named):
+            again(replace(UNTRAINED, **wrong), tmp_path / "run")
+        assert not list(tmp_path.rglob("*.json"))
+
+    def test_of_a_device(self, tmp_path):
+        with pytest.raises(ValueError, match="quantum"):
+            run(UNTRAINED, tmp_path / "run", "quantum", progress=False)
+
+
+class TestFromDict:
+    def test_is_the_inverse_of_asdict(self):
+        assert Experiment.from_dict(asdict(TINY)) == TINY
+        assert Experiment.from_dict(json.loads(json.dumps(asdict(TINY)))) == TINY
+
+    @pytest.mark.parametrize(
+        "change, named",
+        [
+            (dict(netwrok="vgg11"), "netwrok"),
+            (dict(train=dict(epochs=1, rate=0.1)), "rate"),
+            (dict(train=dict(lr=0.1)), "epochs"),
+            (dict(train=None), ""),
+            (dict(train=dict(epochs=-1)), "epochs"),
+            (dict(train=dict(epochs=1, lr="1e-1")), "lr"),  # what YAML reads 1e-1 as
+            (dict(sweep="features.8"), "sweep"),  # a name is a sequence of letters
+        ],
+        ids=str,
+    )
+    def test_refuses(self, change, named):
+        with pytest.raises(ValueError, match=named):
+            Experiment.from_dict(asdict(TINY) | change)
+
+    @pytest.mark.parametrize("missing", ["network", "dataset", "train", "finetune"])
+    def test_refuses_what_is_incomplete(self, missing):
+        content = asdict(TINY)
+        del content[missing]
+        with pytest.raises(ValueError, match=missing):
+            Experiment.from_dict(content)
+
+    @pytest.mark.parametrize("content", [None, "vgg11", ["vgg11"], 3])
+    def test_refuses_what_is_no_mapping(self, content):
+        with pytest.raises(ValueError, match="experiment"):
+            Experiment.from_dict(content)
+
+    def test_name_tells_seeds_apart(self):
+        assert TINY.name == "digits10/vgg11"
+        assert replace(TINY, seed=3).name == "digits10/vgg11-s3"
+
+
+class TestCode:
+    def begun(self, folder, code):
+        """A folder whose training was done by `code`."""
+        claim(folder, TINY, same_code=False)
+        write_json(folder / "experiment.json", read_json(folder / "experiment.json") | dict(code=code))
+        write_json(folder / "train.json", dict(made=dict(code=code)))
+        return folder
+
+    def test_of_now_goes_on(self, tmp_path):
+        folder = self.begun(tmp_path / "run", experiments.code_digest())
+        claim(folder, TINY, same_code=True)
+        assert (folder / "train.json").exists()
+
+    def test_of_then_goes_on_unless_asked(self, tmp_path):
+        folder = self.begun(tmp_path / "run", "of then")
+        claim(folder, TINY, same_code=False)
+        assert (folder / "train.json").exists()
+
+    def test_of_then_starts_again_when_asked(self, tmp_path):
+        folder = self.begun(tmp_path / "run", "of then")
+        claim(folder, TINY, same_code=True)
+        assert not (folder / "train.json").exists() and (folder / "experiment.json").exists()
+
+    def test_of_then_is_not_forgotten_by_going_on(self, tmp_path):
+        folder = self.begun(tmp_path / "run", "of then")
+        claim(folder, TINY, same_code=False)
+        claim(folder, TINY, same_code=True)
+        assert not (folder / "train.json").exists()
+
+    def test_another_experiment_is_never_deleted(self, tmp_path):
+        folder = self.begun(tmp_path / "run", "of then")
+        with pytest.raises(ValueError, match="another experiment"):
+            claim(folder, replace(TINY, seed=1), same_code=True)
+        assert (folder / "train.json").exists()
+
+    def test_counts_every_module_that_measures(self):
+        package = Path(experiments.__file__).parent
+        presentation = {"figures.py", "paper.py", "profiles.py", "cli.py", "__init__.py", "__main__.py"}
+        modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")} - presentation
+        assert {path.relative_to(package).as_posix() for path in experiments.code_files()} == modules
