@@ -28,10 +28,15 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, atomically; NaN and infinity are refused."""
-    text = json.dumps(content, indent=1, allow_nan=False)
+    """Write `content` as JSON, atomically; NaN and infinity are refused.
+
+    A file that holds this content already keeps its date, so that nothing made from it seems out of date.
+    """
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    if path.exists() and path.read_text() == text:
+        return
     with atomic(path) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(text)
 
 
 def read_json(path: Path) -> Any:

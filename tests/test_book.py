@@ -1,0 +1,87 @@
+"""The notebooks' sources, and the book that `make test` builds from them at the smoke profile."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from urank.profiles import ROOT, load_profile
+
+SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+BUILD = ROOT / "build" / "smoke"
+TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+
+built = pytest.mark.skipif(not (BUILD / "_build").exists(), reason="the book is not built; `make test` builds it")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+class TestSources:
+    def test_have_no_outputs(self, path):
+        cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        assert cells and not any(cell.outputs or cell.execution_count for cell in cells)
+
+    def test_have_one_cell_of_parameters_with_a_profile(self, path):
+        cells = nbformat.read(path, 4).cells
+        [parameters] = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        assert re.search(r'^profile = "quick"', parameters.source, re.MULTILINE)
+
+    def test_have_the_three_parts(self, path):
+        text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+        headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        assert headings[0].startswith("What the paper")
+        assert "The recorded measurement" in headings
+        assert any(heading.startswith("Live") for heading in headings)
+
+    def test_are_in_the_table_of_contents(self, path):
+        assert f"notebooks/{path.stem}" in PAGES
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_shows_every_notebook(profile):
+    assert set(load_profile(profile).notebooks) == {path.stem for path in SOURCES}
+
+
+def test_the_table_of_contents_names_every_page_once():
+    prose = [f"book/{path.stem}" for path in sorted((ROOT / "book").glob("*.md"))]
+    assert sorted(PAGES) == sorted(prose + [f"notebooks/{path.stem}" for path in SOURCES])
+
+
+def html(page: str) -> str:
+    return (BUILD / "_build" / "html" / f"{page}.html").read_text()
+
+
+@built
+@pytest.mark.parametrize("page", PAGES)
+class TestPages:
+    def test_loads_nothing_from_the_network(self, page):
+        loaded = re.findall(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(https?:[^"]*)"', html(page))
+        assert loaded == []
+
+    def test_finds_every_local_file_it_loads(self, page):
+        place = (BUILD / "_build" / "html" / page).parent
+        files = re.findall(r'<(?:script|link|img)\b[^>]*\b(?:src|href)="([^"#?:]+)["?]', html(page))
+        assert files and [file for file in files if not (place / file).exists()] == []
+
+
+@built
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+class TestExecuted:
+    def outputs(self, path: Path) -> list:
+        executed = nbformat.read(BUILD / "site" / "notebooks" / path.name, 4)
+        return [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+
+    def test_without_error_or_warning(self, path):
+        assert not [output for output in self.outputs(path) if output.output_type == "error"]
+        assert not [output.text for output in self.outputs(path) if output.get("name") == "stderr"]
+
+    def test_draws_pictures_and_the_page_holds_them(self, path):
+        pictures = [output for output in self.outputs(path) if "image/png" in output.get("data", {})]
+        assert pictures
+        assert len(re.findall(r'<img\b[^>]*src="\.\./_images/', html(f"notebooks/{path.stem}"))) == len(pictures)
+
+    def test_says_from_which_run_its_live_numbers_are(self, path):
+        assert "digits10" in html(f"notebooks/{path.stem}")

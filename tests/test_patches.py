@@ -1,0 +1,174 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from urank import patches
+from urank.patches import assemble_gram, patch_gram, patch_products
+
+MODES = ["zeros", "reflect", "replicate", "circular"]
+
+
+def unfolded_gram(conv, images):
+    """X^T X, from X."""
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    padded = F.pad(images.double(), conv._reversed_padding_repeated_twice, mode)
+    X = F.unfold(padded, conv.kernel_size, conv.dilation, stride=conv.stride).transpose(1, 2).flatten(0, 1)
+    return X.T @ X
+
+
+def integer_images(*shape):
+    """Images whose products and sums float64 holds exactly, so that Gram matrices can be compared bit by bit."""
+    return torch.randint(-9, 10, shape).float()
+
+
+@pytest.fixture(params=["shared", "unfolded"])
+def path(request, monkeypatch):
+    """Take one way of the two wherever it exists, whatever it costs."""
+    def shares(c, rows, columns):
+        return request.param == "shared" and (rows.stride, columns.stride) == (1, 1)
+
+    monkeypatch.setattr(patches, "shares_terms", shares)
+    return request.param
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dilation", [1, (2, 1)])
+@pytest.mark.parametrize("padding", [0, 1, (2, 0), "same", "valid"])
+@pytest.mark.parametrize("stride", [1, 2, (1, 3)])
+@pytest.mark.parametrize("kernel", [1, 3, (2, 4)])
+def test_equals_unfold(path, kernel, stride, padding, dilation, mode):
+    if padding == "same" and stride != 1:
+        pytest.skip("torch has no such convolution")
+    conv = nn.Conv2d(3, 2, kernel, stride, padding, dilation, padding_mode=mode)
+    images = integer_images(2, 3, 7, 6)
+    gram = patch_gram(conv, images)
+    assert gram.dtype == torch.float64
+    assert torch.equal(gram, unfolded_gram(conv, images))
+
+
+def pair(values):
+    return st.tuples(values, values)
+
+
+@st.composite
+def convolutions(draw):
+    padding = draw(st.one_of(pair(st.integers(0, 4)), st.sampled_from(["same", "valid"])))
+    stride = (1, 1) if padding == "same" else draw(st.one_of(st.just((1, 1)), pair(st.integers(1, 3))))
+    kernel, dilation = draw(pair(st.integers(1, 4))), draw(pair(st.integers(1, 3)))
+    return nn.Conv2d(draw(st.integers(1, 3)), 2, kernel, stride, padding, dilation, padding_mode=draw(st.sampled_from(MODES)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(conv=convolutions(), n=st.integers(1, 3), size=pair(st.integers(1, 9)), seed=st.integers(0, 99))
+def test_equals_unfold_for_whatever_torch_convolves(conv, n, size, seed):
+    torch.manual_seed(seed)
+    images = integer_images(n, conv.in_channels, *size)
+    try:
+        conv(images)
+    except RuntimeError:
+        with pytest.raises((ValueError, RuntimeError)):
+            patch_gram(conv, images)
+    else:
+        assert torch.equal(patch_gram(conv, images), unfolded_gram(conv, images))
+
+
+@pytest.mark.parametrize(("c", "size", "n"), [(64, 16, 2), (128, 8, 3), (16, 4, 300), (48, 2, 20)])
+def test_equals_unfold_up_to_rounding(path, c, size, n):
+    conv, images = nn.Conv2d(c, 2, 3, padding=1), torch.randn(n, c, size, size)
+    expected = unfolded_gram(conv, images)
+    assert (patch_gram(conv, images) - expected).abs().max() <= 1e-13 * expected.abs().max()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_is_in_the_order_of_the_weights(path, stride):
+    conv = nn.Conv2d(3, 5, (3, 2), stride, padding=1, bias=False).double()
+    images = torch.randn(4, 3, 6, 7, dtype=torch.float64)
+    Y, W = conv(images).transpose(0, 1).flatten(1).T, conv.weight.flatten(1).T
+    torch.testing.assert_close(W.T @ patch_gram(conv, images) @ W, Y.T @ Y, rtol=1e-12, atol=1e-12)
+
+
+def test_is_symmetric_and_positive_semidefinite(path):
+    conv, images = nn.Conv2d(6, 2, 3, padding=1), torch.randn(2, 6, 3, 3)  # 18 patches of 54 numbers
+    gram = patch_gram(conv, images)
+    torch.testing.assert_close(gram, gram.T, rtol=1e-14, atol=1e-13)
+    eigenvalues = torch.linalg.eigvalsh(gram)
+    assert eigenvalues[0] > -1e-12 * eigenvalues[-1]
+    assert eigenvalues[-18] > 1e-6 * eigenvalues[-1]  # and its rank is theirs
+    assert eigenvalues[:-18].abs().max() < 1e-12 * eigenvalues[-1]
+
+
+def test_sums_of_products_assemble_to_the_gram_of_all_images(path):
+    conv, images = nn.Conv2d(3, 2, 3, padding=1), integer_images(7, 3, 6, 5)
+    products = sum(patch_products(conv, batch) for batch in images.split(3))
+    assert torch.equal(assemble_gram(conv, (6, 5), products), patch_gram(conv, images))
+
+
+def test_any_memory_layout_and_no_images_at_all(path):
+    conv, images = nn.Conv2d(3, 2, 3, padding=1), integer_images(4, 3, 6, 5).requires_grad_()
+    gram = patch_gram(conv, images.to(memory_format=torch.channels_last))
+    assert not gram.requires_grad
+    assert torch.equal(gram, patch_gram(conv, images))
+    assert torch.equal(patch_gram(conv, images[:0]), torch.zeros(27, 27, dtype=torch.float64))
+
+
+def test_samples_are_taken_in_several_parts(path, monkeypatch):
+    monkeypatch.setattr(patches, "SAMPLES", 30)
+    monkeypatch.setattr(patches, "BLOCK", 5)
+    conv, images = nn.Conv2d(3, 2, 3), integer_images(2, 3, 9, 7)
+    assert torch.equal(patch_gram(conv, images), unfolded_gram(conv, images))
+
+
+@pytest.mark.parametrize(("c", "kernel", "stride", "size", "shares"), [
+    *[(c, 3, 1, size, True) for c, size in [(64, 16), (128, 8), (256, 8), (256, 4), (512, 4), (512, 2)]],
+    (512, 1, 1, 8, False), (64, 3, 2, 16, False), (3, 7, 2, 224, False),
+])
+def test_shares_terms_where_that_is_cheaper(c, kernel, stride, size, shares):
+    conv = nn.Conv2d(c, 1, kernel, stride, padding=kernel // 2)
+    assert patches.shares_terms(c, *patches.axes(conv, (size, size))) == shares
+
+
+@pytest.mark.parametrize(("padding", "terms"), [(1, (14 + 15 + 16 + 15 + 14) ** 2), (0, (14 + 15 + 16 + 15 + 14) ** 2)])
+def test_every_term_is_multiplied_once(padding, terms):
+    """By hand: taps a apart meet in 16 - a rows, and so many columns; the half plane counts distance 0 whole."""
+    rows, columns = patches.axes(nn.Conv2d(1, 1, 3, padding=padding), (16, 16))
+    counted = sum(row.terms * column.terms for row, column in patches.distances(rows, columns))
+    assert counted == (terms + 16 * 16) / 2
+
+
+def test_float32_products_are_float32_and_never_tf32(path, monkeypatch):
+    seen, bmm, matmul = [], torch.bmm, torch.Tensor.__matmul__
+
+    def spy(multiply):
+        def spied(A, B):
+            seen.append((A.dtype, torch.backends.cuda.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+            return multiply(A, B)
+        return spied
+
+    monkeypatch.setattr(torch, "bmm", spy(bmm))
+    monkeypatch.setattr(torch.Tensor, "__matmul__", spy(matmul))
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    conv, images = nn.Conv2d(4, 2, 3, padding=1), torch.randn(3, 4, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gram = patch_gram(conv, images, product_dtype=torch.float32)
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert gram.dtype == torch.float64
+    assert (torch.float32, "ieee", False) in seen
+    assert {(precision, autocast) for _, precision, autocast in seen} == {("ieee", False)}
+    difference = (gram - unfolded_gram(conv, images)).abs().max() / gram.abs().max()
+    assert 0 < difference < 1e-5
+
+
+def test_errors_say_what_is_wrong():
+    images = torch.randn(2, 4, 5, 5)
+    with pytest.raises(ValueError, match="2 groups"):
+        patch_gram(nn.Conv2d(4, 4, 3, groups=2), images)
+    with pytest.raises(ValueError, match=r"\(n, 3, h, w\), not \(2, 4, 5, 5\)"):
+        patch_gram(nn.Conv2d(3, 4, 3), images)
+    with pytest.raises(ValueError, match=r"must be \(n, 4, h, w\)"):
+        patch_gram(nn.Conv2d(4, 4, 3), images[0])
+    for conv in (nn.Conv2d(4, 4, (6, 1)), nn.Conv2d(4, 4, 3, dilation=3), nn.Conv2d(4, 4, (1, 6), stride=2)):
+        with pytest.raises(ValueError, match="smaller than the kernel"):
+            patch_gram(conv, images)
