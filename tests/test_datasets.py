@@ -154,7 +154,7 @@ def test_an_unknown_name_lists_the_choices():
 
 @pytest.mark.parametrize("name, option", [("digits10", "folder"), ("cifar10", "train")])
 def test_an_unknown_option_is_refused(name, option):
-    with pytest.raises(TypeError, match=option):
+    with pytest.raises(ValueError, match=option):
         load(name, **{option: 1})
 
 

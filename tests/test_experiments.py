@@ -145,7 +145,7 @@ class TestRun:
         # The same function in another order of summation: an image between two classes may fall to the other side.
         assert accuracy["merged"] == pytest.approx(merged, abs=1) == pytest.approx(accuracy["finetuned"], abs=1)
         assert accuracy["projected"] == pytest.approx(accuracy["decomposed"], abs=2)
-        assert accuracy["original"] != accuracy["finetuned"]  # else little would have been shown
+        assert len(set(accuracy.values())) > 1  # else little would have been shown
 
     def test_plan_is_that_of_a_search_by_hand(self, record, original, dataset):
         calibration, validation = dataset.batches(dataset.train.take(150)), dataset.batches(dataset.test.take(80))
@@ -238,7 +238,7 @@ from urank.experiments import Experiment, run
 
 torch.set_num_threads(int(sys.argv[3]))
 experiment, folder = Experiment.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])
-for landmark in ("train.ckpt", "train.json", "search.json", "finetune.ckpt"):
+for landmark in ("train.ckpt", "train.json", "finetune.ckpt"):
     child = os.fork()
     if not child:
         run(experiment, folder, "cpu", progress=False)
@@ -257,22 +257,35 @@ for landmark in ("train.ckpt", "train.json", "search.json", "finetune.ckpt"):
 
 class TestKilledRun:
     def test_ends_as_an_uninterrupted_one(self, record, tmp_path):
-        """Killed in training, after it, after the search and in fine-tuning, then run to its end."""
+        """Killed in training, after it and in fine-tuning, then run to its end."""
         folder, threads = tmp_path / "killed", str(torch.get_num_threads())
         command = [sys.executable, "-c", KILLED, json.dumps(asdict(TINY)), str(folder), threads]
         environment = dict(os.environ, OMP_NUM_THREADS=threads, TQDM_DISABLE="1", PYTHONPATH=str(ROOT))
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         kills = [json.loads(line) for line in done.stdout.splitlines()]
-        assert [kill["signal"] for kill in kills] == [signal.SIGKILL] * 4
+        assert [kill["signal"] for kill in kills] == [signal.SIGKILL] * 3
         assert "train.json" not in kills[0]["left"]  # the training was half done
-        assert "finetune.json" not in kills[3]["left"]
+        assert "finetune.json" not in kills[2]["left"]
         assert all("record.json" not in kill["left"] for kill in kills)
         before = written(folder)
         resumed = again(TINY, folder)
         assert measured(resumed) == measured(record)
         after = written(folder)
         assert all(after[folder / f"{stage}.json"] == before[folder / f"{stage}.json"] for stage in ("train", "search"))
+
+    @pytest.mark.parametrize("stage", ["train", "finetune"])
+    def test_keeps_a_training_until_its_stage_is_written(self, copied, monkeypatch, stage):
+        """Killed between the last epoch and the stage's file: the epochs are not lost."""
+        (copied / f"{stage}.json").unlink()
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(experiments, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again(TINY, copied)
+        assert (copied / f"{stage}.ckpt").exists()
 
 
 class TestDamage:

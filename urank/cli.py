@@ -69,5 +69,5 @@ def main() -> None:
     """Run the command line; what a person can mend is one sentence, not a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError, ConnectionError, FloatingPointError) as error:
-        sys.exit(f"urank: {error}")
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"urank: {' '.join(str(error).split())}")

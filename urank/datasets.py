@@ -7,9 +7,10 @@ turns it into normalized floating-point batches, the same ones each time it is i
 `load("cifar10")` and `load("cifar100")` read the folder `data_folder()`.
 """
 
+import inspect
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -35,13 +36,23 @@ def load(name: str, **options) -> "Dataset":
         options: of `draw_digits` (train, test, seed) or of `read_cifar` (folder).
 
     Raises:
-        ValueError: another name, or files with bad content.
-        TypeError: an option that this data set does not have.
+        ValueError: another name, an option that the data set does not have, or files with bad content.
         FileNotFoundError, ConnectionError: see `read_cifar`.
     """
     if name not in CLASSES:
         raise ValueError(f"there is no data set {name!r}; choose one of {', '.join(CLASSES)}")
-    return draw_digits(name, **options) if name.startswith("digits") else read_cifar(name, **options)
+    check_options(name, options)
+    return reader(name)(name, **options)
+
+
+def reader(name: str) -> Callable[..., "Dataset"]:
+    return draw_digits if name.startswith("digits") else read_cifar
+
+
+def check_options(name: str, options: dict) -> None:
+    unknown = options.keys() - inspect.signature(reader(name)).parameters
+    if unknown:
+        raise ValueError(f"{name}: no such option: {', '.join(sorted(unknown))}")
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,21 @@ from urank.files import read_json, read_weights, write_json, write_tensors, writ
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import RankPlan
 from urank.replay import Replay
-from urank.search import search_ranks
+from urank.search import check_protocol, search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
 from urank.training import Recipe, evaluate, fit
 from urank.utilization import project_weight
 
 ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
-PRESENTATION = ("figures", "paper", "profiles", "cli", "__init__", "__main__")  # modules no measurement depends on
+# Modules of the package's top level that no measurement depends on.
+PRESENTATION = ("figures.py", "paper.py", "profiles.py", "cli.py", "__init__.py", "__main__.py")
+# The weights and matrices that a stage leaves beside its JSON file.
+PRODUCES = {
+    "train": "original.safetensors",
+    "calibrate": "grams.safetensors",
+    "decompose": "decomposed/weights.safetensors",
+    "finetune": "finetuned/weights.safetensors",
+}
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
 
 
@@ -62,6 +70,21 @@ class Experiment:
     validation: int | None = None
     sweep: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        for kind, name, known in (
+            ("network", self.network, models.NETWORKS),
+            ("data set", self.dataset, datasets.CLASSES),
+        ):
+            if name not in known:
+                raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
+        datasets.check_options(self.dataset, self.data)
+        check_protocol(self.tolerance, self.mode)
+        if not isinstance(self.sweep, tuple):
+            raise ValueError(f"experiment: sweep must be a list of layer names, not {self.sweep!r}")
+        missing = set(self.sweep) - set(matrix_layers(fresh_network(self))) if self.sweep else None
+        if missing:
+            raise ValueError(f"experiment: sweep names layers that {self.network} does not have: {', '.join(missing)}")
+
     @property
     def name(self) -> str:
         """dataset/network, with the seed where it is not 0; where its record lies among others."""
@@ -76,7 +99,8 @@ class Experiment:
         """
         try:
             recipes = {name: Recipe(**content[name]) for name in ("train", "finetune")}
-            return cls(**content | recipes | dict(sweep=tuple(content.get("sweep", ()))))
+            sweep = content.get("sweep", ())
+            return cls(**content | recipes | dict(sweep=tuple(sweep) if isinstance(sweep, list) else sweep))
         except (KeyError, TypeError) as error:
             raise ValueError(f"experiment: {error}") from error
 
@@ -121,7 +145,12 @@ class Record:
         content = read_json(Path(path))
         if not isinstance(content, dict) or not {"experiment", "plan", "accuracy", "cost"} <= content.keys():
             raise ValueError(f"{path}: not a record of an experiment")
-        return cls(content)
+        record = cls(content)
+        try:
+            record.experiment, record.plan  # noqa: B018  both parse their part of the content
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a record that this version can read ({error})") from error
+        return record
 
 
 def run(
@@ -146,21 +175,23 @@ def run(
 
 
 def claim(folder: Path, experiment: Experiment, same_code: bool) -> None:
-    """Write down whose folder this is; refuse one that another experiment has begun."""
+    """Write down whose folder this is and which code began it; refuse one that another experiment has begun."""
     path, content = folder / "experiment.json", dict(definition=plain(asdict(experiment)), code=code_digest())
     begun = read_json(path) if path.exists() else content
-    if begun["definition"] != content["definition"]:
+    if begun.get("definition") != content["definition"]:
         raise ValueError(
             f"{folder} holds another experiment (see experiment.json there): delete it or name another folder"
         )
     if same_code and begun["code"] != content["code"]:
         shutil.rmtree(folder)
-    write_json(path, content)
+    if not path.exists():
+        write_json(path, content)
 
 
 def code_files() -> list[Path]:
     """The modules whose code decides what an experiment measures."""
-    return sorted(path for path in Path(__file__).parent.rglob("*.py") if path.stem not in PRESENTATION)
+    package = Path(__file__).parent
+    return sorted(path for path in package.rglob("*.py") if path.relative_to(package).as_posix() not in PRESENTATION)
 
 
 def code_digest() -> str:
@@ -176,7 +207,13 @@ def plain(content):
 
 
 def pick_device(name: str) -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    """The device called `name`; "auto" is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        raise ValueError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
 
 
 class _Work:
@@ -187,13 +224,18 @@ class _Work:
         self._dataset: Dataset | None = None
 
     def stage(self, compute: Callable[["_Work"], dict]) -> dict:
-        """The stage's result: read where it is there, else computed and written with the seconds it took."""
-        path = self.folder / f"{compute.__name__.lstrip('_')}.json"
-        if not path.exists():
+        """The stage's result: read where it is there, else computed and written with the seconds it took.
+
+        The checkpoint of a fit goes last, so that no epoch is lost in between.
+        """
+        name = compute.__name__.lstrip("_")
+        path = self.folder / f"{name}.json"
+        if not path.exists() or not (self.folder / PRODUCES.get(name, "")).exists():
             start = time.perf_counter()
             result = compute(self)
             made = dict(device=describe(self.device), date=datetime.now(UTC).date().isoformat(), code=code_digest())
             write_json(path, plain(result) | dict(made=made, seconds=round(time.perf_counter() - start, 1)))
+        (self.folder / f"{name}.ckpt").unlink(missing_ok=True)
         return read_json(path)
 
     @property
@@ -260,7 +302,6 @@ def _train(work: _Work) -> dict:
     network = work.fresh()
     history = work.fit(network, work.experiment.train, "train")
     write_weights(work.folder / "original.safetensors", network)
-    (work.folder / "train.ckpt").unlink(missing_ok=True)
     return dict(history=history, accuracy=evaluate(network, work.test), cost=asdict(count_cost(network)))
 
 
@@ -290,7 +331,6 @@ def _finetune(work: _Work) -> dict:
     compact = decompose(project_network(original, plan, work.grams()), plan)
     history = work.fit(compact, work.experiment.finetune, "finetune")
     save_compact(compact, plan, work.folder / "finetuned")
-    (work.folder / "finetune.ckpt").unlink(missing_ok=True)
     merged = merge_useless(compact, original, plan)
     return dict(
         history=history,

@@ -1,6 +1,7 @@
 """One function a figure or table, each drawn from a record's plain data."""
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,9 +38,11 @@ def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
     """
     names = list(record["spectra"])
     layers = spread(names, 5) if layers is None else layers
+    for name in set(layers) - set(names):
+        raise ValueError(f"the record has no layer {name!r}: it has {', '.join(names)}")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-        for color, name in zip(COLORS, layers):
+        for color, name in zip(cycle(COLORS), layers):
             entry, spectrum = record.plan[name], record["spectra"][name]
             label = f"{layer_label(names, name)}: rank {entry.weight_rank} → {entry.rank}"
             for axis, key in zip(axes, ("weight", "projected")):
@@ -74,8 +77,7 @@ def spectra_caption(record: Record) -> str:
 
 def sweep_caption(record: Record, layer: str) -> str:
     """What Figure 1(b) of this record says of a layer: the least energy that costs no more than the tolerance."""
-    rows, entry, plan = pd.DataFrame(record["sweep"]), record.plan[layer], record.plan
-    rows = rows[rows["layer"] == layer]
+    rows, entry, plan = swept(record, layer), record.plan[layer], record.plan
     enough = rows[rows["correct"] >= plan.correct - plan.tolerance * plan.total / 100]
     if enough.empty:
         return f"No threshold below {rows['energy'].max():.2%} keeps the accuracy within {plan.tolerance:g} points."
@@ -111,11 +113,8 @@ def energy_sweep(record: Record, layer: str | None = None) -> Figure:
     Args:
         layer: one of the layers the record sweeps; default the first.
     """
-    rows = pd.DataFrame(record["sweep"])
-    layer = rows["layer"].iloc[0] if layer is None else layer
-    rows = rows[rows["layer"] == layer]
-    if rows.empty:
-        raise ValueError(f"the record holds no energy sweep of layer {layer!r}")
+    rows = swept(record, layer)
+    layer = rows["layer"].iloc[0]
     names, d = list(record["spectra"]), record.plan[layer].d
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
@@ -123,7 +122,7 @@ def energy_sweep(record: Record, layer: str | None = None) -> Figure:
         kept, accuracy = rows["energy"], rows["correct"] / record.plan.correct
         axis.plot(kept, accuracy, "o-", color=red, ms=3.5, label="accuracy / original")
         axis.plot(kept, rows["norm_difference"], "s-", color=green, ms=3.5, label="$\\|W - W'\\| \\,/\\, \\|W\\|$")
-        axis.set(xlabel="input spectral energy kept, $e_S$", ylabel="ratio", ylim=(0, 1.06))
+        axis.set(xlabel="input spectral energy kept, $e_S$", ylabel="ratio", ylim=(0, 1.06 * max(1, accuracy.max())))
         axis.set_title(f"layer {layer_label(names, layer)}")
         right = axis.twinx()
         right.plot(rows["energy"], rows["k_s"], "k^-", ms=3.5, label=f"$k_S$ (of {d})")
@@ -133,6 +132,15 @@ def energy_sweep(record: Record, layer: str | None = None) -> Figure:
         lines = axis.get_lines() + right.get_lines()
         axis.legend(lines, [line.get_label() for line in lines], loc="center left")
     return closed(figure)
+
+
+def swept(record: Record, layer: str | None) -> pd.DataFrame:
+    """The rows of the record's energy sweep that belong to `layer`, the first one swept for None."""
+    rows = pd.DataFrame(record["sweep"], columns=["layer", "energy", "k_s", "correct", "norm_difference"])
+    rows = rows[rows["layer"] == (layer or next(iter(rows["layer"]), None))]
+    if rows.empty:
+        raise ValueError(f"the record holds no energy sweep of layer {layer!r}; name it in the experiment's `sweep`")
+    return rows
 
 
 def utilization_bars(record: Record) -> Figure:
@@ -175,7 +183,9 @@ def table3(records: Iterable[Record]) -> pd.DataFrame:
             row = row.iloc[0].to_dict()
             rows.append(dict(network=network, dataset=dataset, source="paper") | row | dict(delta=row["delta_printed"]))
         rows.append(dict(network=network, dataset=dataset, source="measured") | measured_row(record))
-    frame = pd.DataFrame(rows).set_index(["dataset", "network", "source"])
+    frame = pd.DataFrame(rows, columns=["dataset", "network", "source", *TABLE3_COLUMNS]).set_index(
+        ["dataset", "network", "source"]
+    )
     return frame[list(TABLE3_COLUMNS)].rename(columns=TABLE3_COLUMNS)
 
 

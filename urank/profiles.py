@@ -50,6 +50,10 @@ def load_profile(name: str) -> Profile:
 def parse_profile(name: str, content: object) -> Profile:
     if not isinstance(content, dict) or content.keys() != {"experiments", "notebooks"}:
         raise ValueError("a profile has two keys: 'experiments', a list, and 'notebooks', a mapping")
+    if not isinstance(content["experiments"], list):
+        raise ValueError("'experiments' must be a list")
+    if not isinstance(content["notebooks"], dict):
+        raise ValueError("'notebooks' must be a mapping from a notebook to a list of experiments")
     listed = [Experiment.from_dict(entry) for entry in content["experiments"]]
     by_name = {experiment.name: experiment for experiment in listed}
     if len(by_name) < len(listed):
@@ -57,6 +61,8 @@ def parse_profile(name: str, content: object) -> Profile:
     for notebook, shown in content["notebooks"].items():
         if not (ROOT / "notebooks" / f"{notebook}.ipynb").exists():
             raise ValueError(f"there is no notebook {notebook!r} in notebooks/")
+        if not isinstance(shown, list):
+            raise ValueError(f"notebook {notebook!r} must have a list of experiments, not {shown!r}")
         for experiment in set(shown) - set(by_name):
             raise ValueError(f"notebook {notebook!r} shows {experiment!r}, which the profile does not run")
     return Profile(name, by_name, content["notebooks"])
@@ -81,7 +87,10 @@ def reproduce(profile: str, name: str, device: str = "auto", same_code: bool = F
 
 def live_records(profile: str, notebook: str) -> list[Record]:
     """The records that a notebook shows live, run where they have not been."""
-    return [reproduce(profile, name) for name in load_profile(profile).notebooks[notebook]]
+    notebooks = load_profile(profile).notebooks
+    if notebook not in notebooks:
+        raise ValueError(f"profile {profile!r} has no notebook {notebook!r}: it has {', '.join(notebooks)}")
+    return [reproduce(profile, name) for name in notebooks[notebook]]
 
 
 def trained_network(profile: str, record: Record) -> nn.Module:

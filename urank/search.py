@@ -108,16 +108,20 @@ def search_ranks(
             of the wrong shape, or labels that the network has no output for.
         FloatingPointError: the network's logits or a Gram matrix hold NaN or infinity.
     """
-    if not 0 <= tolerance <= 100:
-        raise ValueError(f"the tolerance is in accuracy points from 0 to 100, got {tolerance}")
-    if mode not in ("joint", "isolated"):
-        raise ValueError(f"the search mode is 'joint' or 'isolated', got {mode!r}")
+    check_protocol(tolerance, mode)
     network = copy.deepcopy(model)
     check_grams(network, grams)
     search = _Search(network, Validation(validation), tolerance, mode, memory)
     with evaluating(network), tqdm(grams, desc="rank search", unit="layer", disable=not progress) as names:
         layers = tuple(search.layer(name, grams[name], names) for name in names)
     return RankPlan(layers, float(tolerance), mode, search.validation.total, search.base, tuple(search.probes))
+
+
+def check_protocol(tolerance: float, mode: str) -> None:
+    if not 0 <= tolerance <= 100:
+        raise ValueError(f"the tolerance is in accuracy points from 0 to 100, got {tolerance}")
+    if mode not in ("joint", "isolated"):
+        raise ValueError(f"the search mode is 'joint' or 'isolated', got {mode!r}")
 
 
 def check_grams(model: nn.Module, grams: Mapping[str, Tensor]) -> None:

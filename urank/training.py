@@ -61,8 +61,18 @@ class Recipe:
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "crop"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float):  # YAML reads 1e-1 as a text: it wants 1.0e-1
+                raise ValueError(f"recipe: {name} must be a number, got {value!r}")
         if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0:
             raise ValueError(f"recipe: needs epochs >= 0, batch_size >= 1 and lr > 0, got {self}")
+        if not (0 < self.warmup <= 1 and 0 <= self.momentum < 1 and 0 <= self.label_smoothing < 1 and self.crop >= 0):
+            raise ValueError(
+                f"recipe: needs 0 < warmup <= 1, momentum and label_smoothing in [0, 1), crop >= 0, got {self}"
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"recipe: ema_decay lies in [0, 1) or is left out, got {self.ema_decay}")
         if self.schedule not in ("one_cycle", "multistep"):
             raise ValueError(f"recipe: schedule is 'one_cycle' or 'multistep', not {self.schedule!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
@@ -129,6 +139,7 @@ class _Run:
     def epoch(self, dataset: Dataset, train, epoch: int, description: str) -> tuple[float, float]:
         self.model.train()
         device = train.images.device
+        torch.manual_seed(epoch_seed(self.seed, epoch))  # for networks that draw, by dropout say
         generator = torch.Generator(device).manual_seed(epoch_seed(self.seed, epoch))
         order = torch.randperm(len(train), generator=generator, device=device)
         rows = order[: self.steps * self.recipe.batch_size].view(self.steps, -1)
@@ -162,7 +173,8 @@ class _Run:
         return parts if self.ema is None else parts | dict(ema=self.ema.module)
 
     def _identity(self) -> dict:
-        return dict(recipe=asdict(self.recipe), seed=self.seed, steps=self.steps)
+        shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        return dict(recipe=asdict(self.recipe), seed=self.seed, steps=self.steps, shapes=shapes)
 
     def save(self, path: Path) -> None:
         state = {name: part.state_dict() for name, part in self._stateful().items()}
@@ -170,8 +182,8 @@ class _Run:
 
     def restore(self, path: Path, device: torch.device | str) -> None:
         state = read_checkpoint(path, device)
-        if state["identity"] != self._identity():
-            raise ValueError(f"{path}: written by another recipe, seed or data set size; delete it to start again")
+        if not isinstance(state, dict) or state.get("identity") != self._identity():
+            raise ValueError(f"{path}: of another network, recipe, seed or data set size; delete it to start again")
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self.history = state["history"]
@@ -182,7 +194,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
     if recipe.schedule == "multistep":
         return MultiStepLR(optimizer, [m * steps for m in recipe.milestones])
     total = max(1, recipe.epochs * steps)
-    return OneCycleLR(optimizer, recipe.lr, total_steps=total + 1, pct_start=recipe.warmup, cycle_momentum=False)
+    warmup = max(recipe.warmup, 1.5 / (total + 1))  # a rise of no length would divide by zero
+    return OneCycleLR(optimizer, recipe.lr, total_steps=total + 1, pct_start=warmup, cycle_momentum=False)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -204,7 +217,7 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
     rows = (dy + torch.arange(h, device=images.device)).view(n, 1, h, 1)
     columns = (dx + torch.arange(w, device=images.device)).view(n, 1, 1, w)
     windows = padded.gather(2, rows.expand(n, padded.shape[1], h, padded.shape[3]))
-    return windows.gather(3, columns.expand(n, padded.shape[1], h, w))
+    return windows.gather(3, columns.expand(n, padded.shape[1], h, w)).to(images.dtype)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -1,0 +1,154 @@
+# ruff: noqa: F401, F811  fixtures are imported, and then named as arguments
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_experiments import finished
+from test_profiles import mine, runs, write
+
+from urank import cli
+from urank.experiments import STAGES
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def urank(monkeypatch, capsys):
+    """Run the command line in this process; exit code (1 where a sentence was printed), stdout and stderr."""
+
+    def run(*arguments, entry=cli.main):
+        monkeypatch.setattr(sys, "argv", ["urank", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            entry()
+        code = ended.value.code
+        out, err = capsys.readouterr()
+        return (1, out, f"{err}{code}\n") if isinstance(code, str) else (code or 0, out, err)
+
+    return run
+
+
+def fails_in_one_sentence(result, *named):
+    code, out, err = result
+    assert code == 1 and out == ""
+    assert err.startswith("urank: ") and err.count("\n") == 1
+    assert all(name in err for name in named), err
+
+
+class TestHelp:
+    def test_of_the_module(self, urank):
+        code, out, _ = urank("--help", entry=lambda: runpy.run_module("urank", run_name="__main__"))
+        assert code == 0
+        assert all(command in out for command in ("reproduce", "status", "show"))
+
+    def test_of_a_command(self, urank):
+        code, out, _ = urank("reproduce", "--help")
+        assert code == 0
+        assert all(option in out for option in ("--profile", "--only", "--device"))
+
+    def test_without_arguments(self, urank):
+        code, out, err = urank()
+        assert "reproduce" in out + err and "Traceback" not in err
+
+    def test_of_an_unknown_command(self, urank):
+        code, out, err = urank("reproduec")
+        assert code == 2 and "reproduec" in err and "Traceback" not in err
+
+
+def test_a_wrong_profile_is_one_line_in_a_process_of_its_own(tmp_path):
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-m", "urank", "reproduce", "--profile", "nonesuch"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("urank: unknown profile 'nonesuch': choose one of cifar, quick, ")
+    assert done.stderr.count("\n") == 1
+
+
+class TestReproduce:
+    def test_prints_the_record_that_is_there(self, urank, mine, runs):
+        code, out, _ = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--device", "cpu")
+        assert code == 0
+        first, second = out.splitlines()
+        accuracy, plan = finished()[1]["accuracy"], finished()[1].plan
+        assert first.startswith(f"digits10/vgg11: {accuracy['original']:.2f} % -> {accuracy['decomposed']:.2f} %")
+        assert f"{accuracy['finetuned']:.2f} % fine-tuned; MLU {100 * plan.mlu:.1f} %" in first
+        assert second == f"  record: {runs / 'mine' / 'digits10' / 'vgg11' / 'record.json'}"
+
+    def test_same_code_keeps_what_this_code_made(self, urank, mine, runs):
+        train = runs / "mine" / "digits10" / "vgg11" / "train.json"
+        before = train.stat().st_mtime_ns
+        code, _, _ = urank(
+            "reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--device", "cpu", "--same-code"
+        )
+        assert code == 0 and train.stat().st_mtime_ns == before
+
+    def test_of_an_unknown_experiment(self, urank, mine, runs):
+        result = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg99")
+        fails_in_one_sentence(result, "digits10/vgg99", "digits10/vgg11")
+
+    def test_of_a_file_that_is_no_yaml(self, urank, write):
+        path = write("experiments: [\n")
+        fails_in_one_sentence(urank("reproduce", "--profile", "mine"), str(path))
+
+    def test_of_an_unknown_option_of_the_data(self, urank, mine, runs):
+        mine.write_text(mine.read_text().replace("train: 400", "trian: 400"))
+        shutil.rmtree(runs / "mine")
+        fails_in_one_sentence(urank("reproduce", "--profile", "mine", "--device", "cpu"), "trian")
+
+    @pytest.mark.parametrize("device", ["quantum", "cuda:x", "cuda"])
+    def test_on_a_device_that_is_not_there(self, urank, mine, runs, device):
+        if device == "cuda" and torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        (runs / "mine" / "digits10" / "vgg11" / "sweep.json").unlink()
+        result = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--device", device)
+        fails_in_one_sentence(result, device)
+
+    def test_over_a_damaged_stage(self, urank, mine, runs):
+        path = runs / "mine" / "digits10" / "vgg11" / "search.json"
+        path.write_text("{")
+        result = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--device", "cpu")
+        fails_in_one_sentence(result, str(path))
+
+
+class TestStatus:
+    def test_tells_what_is_done(self, urank, mine, runs):
+        (runs / "mine" / "digits10" / "vgg11" / "finetune.json").unlink()
+        code, out, _ = urank("status", "--profile", "mine")
+        header, *rows = (line.split() for line in out.splitlines())
+        assert code == 0
+        assert header == [stage.__name__.lstrip("_") for stage in STAGES]
+        assert rows == [["digits10/vgg11", *["done"] * 6, "-"], ["digits10/vgg11-s1", *["-"] * 7]]
+
+    def test_of_an_unknown_profile(self, urank):
+        fails_in_one_sentence(urank("status", "--profile", "nonesuch"), "nonesuch")
+
+
+class TestShow:
+    def test_prints_every_layer_and_the_totals(self, urank):
+        folder, record = finished()
+        code, out, _ = urank("show", folder / "record.json")
+        header, *rows, total = out.splitlines()
+        assert code == 0
+        assert header.split() == ["layer", "d", "m", "weight_rank", "k_s", "k_t", "rank", "utilization", "correct"]
+        for row, entry in zip(rows, record.plan.layers, strict=True):
+            values = [entry.layer, entry.d, entry.m, entry.weight_rank, entry.k_s, entry.k_t, entry.rank]
+            assert row.split() == [*map(str, values), f"{entry.utilization:.3f}", str(entry.correct)]
+        assert total.endswith(f"params x {record.params_ratio:.2f}, MACs x {record.macs_ratio:.2f}")
+
+    def test_of_no_file(self, urank, tmp_path):
+        fails_in_one_sentence(urank("show", tmp_path / "none.json"), "none.json")
+
+    def test_of_a_folder(self, urank, tmp_path):
+        fails_in_one_sentence(urank("show", tmp_path), str(tmp_path))
+
+    def test_of_another_file(self, urank, tmp_path):
+        (tmp_path / "other.json").write_text("{}")
+        fails_in_one_sentence(urank("show", tmp_path / "other.json"), "other.json", "not a record")
+
+    def test_of_a_record_with_another_plan(self, urank, tmp_path):
+        (tmp_path / "old.json").write_text('{"experiment": {}, "plan": {}, "accuracy": {}, "cost": {}}')
+        fails_in_one_sentence(urank("show", tmp_path / "old.json"), "old.json")

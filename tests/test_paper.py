@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from urank import datasets, models, paper
+
+
+def test_table3_has_the_paper_s_rows():
+    table = paper.table3()
+    assert len(table) == 14
+    assert not table.duplicated(["network", "dataset"]).any()
+    assert set(table["dataset"]) == {"cifar10", "cifar100"} < set(datasets.CLASSES)
+    assert {"vgg11", "vgg13", "vgg16", "vgg19"} <= set(table["network"]) & set(models.NETWORKS)
+    assert table["network"].value_counts().eq(2).all()  # each on both data sets
+
+
+def test_table3_prints_what_its_rows_say():
+    table = paper.table3()
+    difference = table["decomposed_top1"] - table["original_top1"]
+    assert (difference - table["delta_printed"]).abs().max() < 1e-9
+    assert table["original_top1"].between(50, 100).all() and table["decomposed_top1"].between(50, 100).all()
+    assert (table["mlu"] < table["original_mlu"]).all()
+    assert table[["params_ratio", "flops_ratio"]].stack().between(0, 1).all()
+
+
+def test_table3_of_vgg11_as_printed():
+    table = paper.table3().set_index(["dataset", "network"])
+    columns = [
+        "original_top1",
+        "original_mlu",
+        "decomposed_top1",
+        "mlu",
+        "params_ratio",
+        "flops_ratio",
+        "delta_printed",
+    ]
+    assert table.loc[("cifar10", "vgg11"), columns].tolist() == [91.5, 98, 92.5, 47, 0.34, 0.60, 1.0]
+    assert table.loc[("cifar100", "vgg19"), columns].tolist() == [70.2, 99, 71.8, 51, 0.38, 0.68, 1.6]
+
+
+def test_networks_of_table3_have_the_inferred_size():
+    """The parameters that the project infers for the paper's networks are those of its own."""
+    for _, row in paper.table3().iterrows():
+        if row["network"] in models.NETWORKS:
+            with torch.device("meta"):  # shapes without numbers
+                network = models.create(row["network"], datasets.CLASSES[row["dataset"]])
+            params = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+            assert params == pytest.approx(row["params_orig_M_inferred"], abs=0.001)
+
+
+@pytest.mark.parametrize("path", sorted(paper.FOLDER.glob("*.csv")), ids=lambda path: path.stem)
+def test_every_file_is_a_table(path):
+    assert len(paper.table(path.stem)) > 0
+
+
+def test_a_table_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match="table99.csv.*checkout"):
+        paper.table("table99")

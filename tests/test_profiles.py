@@ -1,0 +1,180 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from test_experiments import TINY, finished
+
+from urank import datasets, models, profiles
+from urank.decompose import count_cost
+from urank.experiments import calibrated_grams
+from urank.layers import matrix_layers
+from urank.profiles import load_profile, recorded, reproduce, run_folder, runs_folder
+
+NAMES = sorted(path.stem for path in (profiles.ROOT / "profiles").glob("*.yaml"))
+ENTRY = "{network: vgg11, dataset: digits10, train: {epochs: 1}, finetune: {epochs: 1}"
+WHOLE = f"experiments:\n  - {ENTRY}}}\nnotebooks: {{}}\n"
+FAULTS = {
+    "no yaml": ("experiments: [", "line 1"),
+    "empty": ("", "two keys"),
+    "text": ("just text", "two keys"),
+    "unknown key": (WHOLE + "notes: []\n", "two keys"),
+    "missing key": ("experiments: []\n", "two keys"),
+    "empty experiments": ("experiments:\nnotebooks: {}\n", "experiments"),
+    "experiments no list": ("experiments: 3\nnotebooks: {}\n", "experiments"),
+    "empty notebooks": (WHOLE.replace("{}", ""), "notebooks"),
+    "notebooks no mapping": (WHOLE.replace("{}", "[page]"), "notebooks"),
+    "unknown notebook": (WHOLE.replace("{}", "{missing: [digits10/vgg11]}"), "'missing'"),
+    "notebook of an unknown experiment": (WHOLE.replace("{}", "{page: [digits10/vgg13]}"), "'digits10/vgg13'"),
+    "notebook without a list": (WHOLE.replace("{}", "{page: digits10/vgg11}"), "list"),
+    "notebook of nothing": (WHOLE.replace("{}", "{page: }"), "page"),
+    "unknown key of an experiment": (f"experiments:\n  - {ENTRY}, colour: red}}\nnotebooks: {{}}\n", "colour"),
+    "one name twice": (f"experiments:\n  - {ENTRY}}}\n  - {ENTRY}, width: 2}}\nnotebooks: {{}}\n", "two experiments"),
+    "unknown key of a recipe": (WHOLE.replace("finetune: {epochs: 1", "finetune: {epochs: 1, rate: 1"), "rate"),
+    "unknown network": (WHOLE.replace("vgg11", "vgg12"), "vgg12"),
+    "unknown data set": (WHOLE.replace("digits10", "mnist"), "mnist"),
+}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a profile into another repository, one that has the notebook "page"."""
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "page.ipynb").touch()
+    monkeypatch.setattr(profiles, "ROOT", tmp_path)
+
+    def write(text):
+        path = tmp_path / "profiles" / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Where live runs are kept, with that of `TINY` under the profile "mine"."""
+    folder = tmp_path / "kept"
+    shutil.copytree(finished()[0], folder / "mine" / "digits10" / "vgg11")
+    monkeypatch.setenv("URANK_RUNS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def mine(write):
+    """A profile that runs `TINY`, and a second seed of it."""
+    recipes = [
+        f"{{epochs: {epochs}, batch_size: 20, lr: {lr}, crop: 2, flip: false" for epochs, lr in ((4, 0.03), (2, 0.01))
+    ]
+    tiny = (
+        "network: vgg11, dataset: digits10, width: 0.125, data: {train: 400, test: 100}, tolerance: 1.25, "
+        "calibration: 150, validation: 80, sweep: [features.8, classifier], "
+        f"train: {recipes[0]}}}, finetune: {recipes[1]}, ema_decay: 0.9}}"
+    )
+    shown = "{page: [digits10/vgg11]}"
+    return write(f"experiments:\n  - {{{tiny}}}\n  - {{{tiny}, seed: 1}}\nnotebooks: {shown}\n")
+
+
+class TestCommittedProfiles:
+    def test_are_there(self):
+        assert {"smoke", "quick", "cifar"} <= set(NAMES)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_name_what_exists(self, name):
+        profile = load_profile(name)
+        assert profile.name == name and profile.experiments
+        for key, experiment in profile.experiments.items():
+            assert key == experiment.name
+            assert experiment.dataset in datasets.CLASSES
+            network = models.create(experiment.network, datasets.CLASSES[experiment.dataset], experiment.width)
+            assert set(experiment.sweep) <= set(matrix_layers(network))
+            assert count_cost(network).params > 0
+            assert 0 <= experiment.tolerance <= 100 and experiment.mode in ("joint", "isolated")
+            if experiment.dataset.startswith("digits"):
+                assert not experiment.train.flip and not experiment.finetune.flip  # a mirrored digit is none
+                assert experiment.data.keys() <= {"train", "test", "seed"}
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_say_what_every_notebook_shows(self, name):
+        notebooks = load_profile(name).notebooks
+        assert set(notebooks) == {path.stem for path in (profiles.ROOT / "notebooks").glob("*.ipynb")}
+        assert all(notebooks.values())
+
+
+class TestLoadProfile:
+    def test_of_no_file_names_those_that_are(self, write):
+        write(WHOLE)
+        with pytest.raises(ValueError, match="unknown profile 'yours': choose one of mine"):
+            load_profile("yours")
+
+    def test_reads_what_is_written(self, mine):
+        profile = load_profile("mine")
+        assert list(profile.experiments) == ["digits10/vgg11", "digits10/vgg11-s1"]
+        assert profile.experiments["digits10/vgg11"] == TINY
+        assert profile.notebooks == {"page": ["digits10/vgg11"]}
+
+    def test_starts_from_a_valid_one(self, write):
+        """What the refusals below are changed from."""
+        write(WHOLE)
+        assert list(load_profile("mine").experiments) == ["digits10/vgg11"]
+
+    @pytest.mark.parametrize("text, named", FAULTS.values(), ids=FAULTS)
+    def test_names_the_file_and_the_fault(self, write, text, named):
+        path = write(text)
+        with pytest.raises(ValueError, match=named) as caught:
+            load_profile("mine")
+        assert str(path) in str(caught.value)
+
+
+class TestRuns:
+    def test_lie_in_the_repository_or_where_the_variable_says(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("URANK_RUNS", raising=False)
+        assert runs_folder() == Path(profiles.__file__).parents[1] / "runs"
+        monkeypatch.setenv("URANK_RUNS", str(tmp_path))
+        assert run_folder("smoke", "digits10/vgg11") == tmp_path / "smoke" / "digits10" / "vgg11"
+
+    def test_of_an_experiment_the_profile_does_not_have(self, mine, runs):
+        with pytest.raises(
+            ValueError, match="'mine' has no experiment 'digits10/vgg13': choose one of digits10/vgg11, "
+        ):
+            reproduce("mine", "digits10/vgg13")
+
+    def test_are_read_where_they_are(self, mine, runs):
+        folder, record = finished()
+        assert reproduce("mine", "digits10/vgg11", "cpu") == record
+        assert profiles.live_records("mine", "page") == [record]
+        assert run_folder("mine", "digits10/vgg11") == runs / "mine" / "digits10" / "vgg11"
+
+    def test_leave_a_network_and_its_gram_matrices(self, mine, runs):
+        folder, record = finished()
+        network, grams = profiles.trained_network("mine", record), profiles.calibrated_grams("mine", record)
+        assert count_cost(network).params == record["cost"]["original"]["params"]
+        assert list(grams) == [entry.layer for entry in record.plan.layers]
+        for layer, gram in calibrated_grams(folder).items():
+            assert grams[layer].equal(gram) and gram.shape == (record.plan[layer].d,) * 2
+
+    def test_notebook_without_an_experiment(self, mine, runs):
+        with pytest.raises(ValueError, match="'other'.*page"):
+            profiles.live_records("mine", "other")
+
+
+class TestRecorded:
+    @pytest.fixture
+    def kept(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(profiles, "RECORDS", tmp_path)
+        for name in ("cifar10/vgg11", "cifar10/vgg13", "cifar100/vgg11"):
+            finished()[1].save(tmp_path / f"{name}.json")
+        return tmp_path
+
+    @pytest.mark.parametrize("pattern, count", [("*/*", 3), ("cifar10/*", 2), ("cifar10/vgg11", 1), ("imagenet/*", 0)])
+    def test_are_chosen_by_name(self, kept, pattern, count):
+        assert recorded(pattern) == [finished()[1]] * count
+
+    def test_damaged_ones_are_named(self, kept):
+        (kept / "cifar10" / "vgg13.json").write_text("{")
+        with pytest.raises(ValueError, match="vgg13.json"):
+            recorded("cifar10/*")
+
+    def test_committed_ones_can_be_read(self):
+        for record in recorded():
+            assert record.experiment.name and record.plan.layers
