@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from urank import datasets, models
 from urank.datasets import Batches, Dataset
-from urank.decompose import count_cost, decompose, merge_useless, project_network, save_compact
+from urank.decompose import count_cost, decompose, load_compact, merge_useless, project_network, save_compact
 from urank.files import read_json, read_weights, write_json, write_tensors, write_weights
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import RankPlan
@@ -328,7 +328,7 @@ def _decompose(work: _Work) -> dict:
 
 def _finetune(work: _Work) -> dict:
     plan, original = work.plan(), work.original()
-    compact = decompose(project_network(original, plan, work.grams()), plan)
+    compact = load_compact(original, work.folder / "decomposed").to(work.device)
     history = work.fit(compact, work.experiment.finetune, "finetune")
     save_compact(compact, plan, work.folder / "finetuned")
     merged = merge_useless(compact, original, plan)
