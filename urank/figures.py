@@ -29,9 +29,10 @@ STYLE = {
 
 
 def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
-    """Figure 1(a): cumulative spectral energy of W (dashed) and of W' (solid) for several layers.
+    """Figure 1(a): cumulative spectral energy of W (left) and of W' (right) for several layers.
 
-    The horizontal axis is the share of min(d, m) directions; the end of a solid line is the utilization.
+    The horizontal axis is the share of min(d, m) singular values; where a line on the right reaches 1 is the
+    layer's utilization.
 
     Args:
         layers: their `named_modules()` paths; default every other layer, first and last included.
@@ -153,7 +154,7 @@ def utilization_bars(record: Record) -> Figure:
         axis.bar(places, frame["weight_rank"] / available, color="none", edgecolor="#555555", label="rank of $W$")
         axis.bar(places, frame["utilization"], color=COLORS[0], label="utilized rank, rank of $W'$")
         axis.axhline(record.plan.mlu, color=COLORS[1], lw=1.4, label=f"MLU {100 * record.plan.mlu:.0f} %")
-        axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=places, ylim=(0, 1.3))
+        axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=places, yticks=[0, 0.5, 1], ylim=(0, 1.3))
         axis.legend(ncols=3, loc="upper center")
     return closed(figure)
 
