@@ -89,6 +89,23 @@ class TestJson:
             write_json(tmp_path / "a.json", {"a": torch.zeros(2)})
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("damaged", [b"", b'{"a"', b"\xff\xfe"])
+    def test_a_damaged_file_can_be_written_anew(self, damaged, tmp_path):
+        path = tmp_path / "a.json"
+        path.write_bytes(damaged)
+        write_json(path, [1])
+        assert read_json(path) == [1]
+
+    def test_what_has_not_changed_keeps_its_date(self, tmp_path):
+        path = tmp_path / "a.json"
+        write_json(path, {"a": 1})
+        os.utime(path, (0, 0))
+        write_json(path, {"a": 1})
+        assert path.stat().st_mtime == 0
+        write_json(path, {"a": 2})
+        assert path.stat().st_mtime > 0
+        assert read_json(path) == {"a": 2}
+
     @pytest.mark.parametrize("content", [b"", b'{"a": 1', b'{"a": 1}x', b"\xff\xfe", b"\x00" * 20])
     def test_a_damaged_file_is_named(self, content, tmp_path):
         path = tmp_path / "a.json"

@@ -98,6 +98,13 @@ def test_tied_layers_are_refused_by_both_names():
         matrix_layers(model)
 
 
+def test_one_layer_at_two_places_is_refused_by_both():
+    """Factors put in one of the places would leave the whole layer in the other."""
+    layer = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="'0' and '2' share one weight"):
+        matrix_layers(nn.Sequential(layer, nn.ReLU(), layer))
+
+
 def test_a_weight_tied_to_an_embedding_is_refused():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
     model[1].weight = model[0].weight

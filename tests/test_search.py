@@ -303,7 +303,7 @@ class TestValidation:
 
 @pytest.mark.parametrize(
     ("tolerance", "total", "images"),
-    [(0, 10_000, 0), (0.1, 10_000, 10), (0.29, 10_000, 29), (0.1, 999, 0), (100, 7, 7), (1e-05, 10**7, 1)],
+    [(0, 10_000, 0), (0.1, 10_000, 10), (0.57, 10_000, 57), (0.1, 999, 0), (100, 7, 7), (1e-05, 10**7, 1)],
 )
 def test_allowed_loss_is_exact_decimal_arithmetic(tolerance, total, images):
     assert allowed_loss(tolerance, total) == naive.allowed_loss(tolerance, total) == images

@@ -89,9 +89,16 @@ class TestGrams:
         assert not any(layer._forward_pre_hooks for layer in model)
 
     def test_refuse_a_layer_that_runs_twice(self):
-        layer = nn.Linear(3, 3)
-        with pytest.raises(ValueError, match="'0' runs more than once"):
-            accumulate_grams(nn.Sequential(layer, nn.ReLU(), layer), [torch.randn(2, 3)], progress=False)
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(3, 3)
+
+            def forward(self, x):
+                return self.layer(self.layer(x).relu())
+
+        with pytest.raises(ValueError, match="'layer' runs more than once"):
+            accumulate_grams(Twice(), [torch.randn(2, 3)], progress=False)
 
     def test_refuse_a_layer_that_never_runs_unless_it_is_left_out(self):
         class Unused(nn.Module):

@@ -207,7 +207,20 @@ def table3_caption(record: Record) -> str:
         f"{len(useful)} layers are smaller as two; with only these split the network has "
         f"{record['cost']['compact']['params'] / 1e6:.2f} M of {record['cost']['original']['params'] / 1e6:.2f} M "
         f"parameters and takes {record['cost']['compact']['macs'] / 1e6:.1f} M of "
-        f"{record['cost']['original']['macs'] / 1e6:.1f} M MACs an image."
+        f"{record['cost']['original']['macs'] / 1e6:.1f} M MACs an image.{against_paper(record)}"
+    )
+
+
+def against_paper(record: Record) -> str:
+    """How the original network stands to the paper's, where the paper has it; a gap is stated with the training."""
+    experiment, accuracy = record.experiment, record["accuracy"]["original"]
+    printed = paper.table3().set_index(["dataset", "network"])["original_top1"]
+    if (experiment.dataset, experiment.network) not in printed.index:
+        return ""
+    gap = accuracy - printed[experiment.dataset, experiment.network]
+    return (
+        f" The paper's original reaches {accuracy - gap:.1f} %; this one, after {experiment.train.epochs} epochs of "
+        f"training, stands {abs(gap):.1f} points {'below' if gap < 0 else 'above'} it."
     )
 
 
