@@ -71,6 +71,7 @@ def images_like(shape, count=4):
 
 
 class TestSplit:
+    @pytest.mark.filterwarnings("ignore:Using padding='same'")
     @pytest.mark.parametrize("name", LAYERS)
     def test_at_full_rank_computes_the_same(self, name):
         build, shape = LAYERS[name]

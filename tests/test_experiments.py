@@ -313,12 +313,15 @@ class TestDamage:
         (copied / "search.json").unlink()
         assert measured(again(TINY, copied)) == measured(record)
 
-    @pytest.mark.parametrize("weights, stage", [("original", "calibrate"), ("grams", "spectra")])
-    def test_the_advice_to_delete_cut_off_weights_works(self, copied, record, weights, stage):
-        path = copied / f"{weights}.safetensors"
+    @pytest.mark.parametrize(
+        "name, reader",
+        [("original.safetensors", "calibrate"), ("grams.safetensors", "spectra"), ("decomposed/plan.json", "finetune")],
+    )
+    def test_the_advice_to_delete_what_else_is_cut_off_works(self, copied, record, name, reader):
+        path = copied / name
         path.write_bytes(path.read_bytes()[:1000])
-        (copied / f"{stage}.json").unlink()
-        with pytest.raises(ValueError, match=f"{path}: damaged weights .* delete the file"):
+        (copied / f"{reader}.json").unlink()
+        with pytest.raises(ValueError, match=f"{path}: .*; delete "):
             again(TINY, copied)
         path.unlink()
         assert measured(again(TINY, copied)) == measured(record)
@@ -382,6 +385,15 @@ class TestFromDict:
         with pytest.raises(ValueError, match="experiment"):
             Experiment.from_dict(content)
 
+    def test_takes_the_layers_to_sweep_as_a_list(self):
+        assert replace(TINY, sweep=list(TINY.sweep)) == TINY
+
+    def test_draws_no_numbers(self):
+        """Neither an experiment nor a record that is read reseeds the generator of whoever does it."""
+        before = torch.get_rng_state()
+        assert replace(TINY, seed=5).seed == 5
+        assert torch.equal(torch.get_rng_state(), before)
+
     def test_name_tells_seeds_apart(self):
         assert TINY.name == "digits10/vgg11"
         assert replace(TINY, seed=3).name == "digits10/vgg11-s3"
@@ -415,6 +427,18 @@ class TestCode:
         claim(folder, TINY, same_code=False)
         claim(folder, TINY, same_code=True)
         assert not (folder / "train.json").exists()
+
+    def test_of_any_stage_counts(self, tmp_path):
+        """Begun by the code of now, gone on with by another."""
+        folder = self.begun(tmp_path / "run", experiments.code_digest())
+        write_json(folder / "calibrate.json", dict(made=dict(code="of then")))
+        claim(folder, TINY, same_code=True)
+        assert not (folder / "calibrate.json").exists()
+
+    def test_is_that_which_runs_not_that_on_disk_by_now(self, monkeypatch):
+        running = experiments.code_digest()
+        monkeypatch.setattr(experiments, "code_files", lambda: [Path(__file__)])  # edited after it was imported
+        assert experiments.code_digest() == running
 
     def test_another_experiment_is_never_deleted(self, tmp_path):
         folder = self.begun(tmp_path / "run", "of then")

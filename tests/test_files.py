@@ -141,6 +141,7 @@ class TestCheckpoint:
         with pytest.raises(ValueError, match=r"a\.pt: not a readable checkpoint"):
             read_checkpoint(path)
 
+    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
     def test_nothing_is_unpickled(self, tmp_path):
         """A pickle that would create a file when it is read."""
 

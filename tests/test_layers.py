@@ -44,6 +44,7 @@ def test_a_single_vector_is_one_row():
     torch.testing.assert_close(outputs_by_rows(layer, x), layer(x)[None])
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("geometry", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_convolution_is_patches_times_matrix(geometry):
     layer = nn.Conv2d(3, 4, **geometry).double()

@@ -78,10 +78,27 @@ class TestRecipe:
         with pytest.raises(ValueError, match=f"recipe.*{named}"):
             Recipe(**dict(epochs=1) | wrong)
 
-    @pytest.mark.parametrize("wrong", [dict(warmup=1.5), dict(crop=-1), dict(ema_decay=1.5), dict(momentum=-0.1)])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            dict(warmup=1.5),
+            dict(crop=-1),
+            dict(ema_decay=1.5),
+            dict(momentum=-0.1),
+            dict(weight_decay=-0.1),
+            dict(label_smoothing=1.5),
+            dict(lr=float("nan")),
+            dict(lr="1e-1"),
+            dict(epochs=1.5),
+            dict(batch_size=2.5),
+            dict(crop=0.5),
+            dict(ema_decay="0.9"),
+        ],
+        ids=str,
+    )
     def test_refuses_before_anything_is_computed(self, wrong):
         with pytest.raises(ValueError, match="recipe"):
-            Recipe(epochs=1, **wrong)
+            Recipe(**dict(epochs=1) | wrong)
 
     def test_is_the_same_from_a_list_of_milestones(self):
         assert Recipe(1, milestones=[3, 4]) == Recipe(1, milestones=(3, 4))
