@@ -13,7 +13,7 @@ book: .venv/ready  ## run the notebooks of PROFILE and build the book
 test: .venv/ready  ## every test: the package, the notebooks twice, the book with warnings as errors
 	$(BIN)/ruff check .
 	@$(SNAKEMAKE) --config profile=smoke
-	$(BIN)/python -m pytest --nbval --nbval-current-env tests build/smoke/site/notebooks
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg tests build/smoke/site/notebooks
 
 lab: .venv/ready  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/figure1_spectra.ipynb

@@ -214,6 +214,14 @@ class TestRun:
         correct = 0.8 * evaluate(network, dataset.batches(dataset.test.take(80)))
         assert abs(correct - row["correct"]) < 1.5
 
+    def test_sweep_gives_the_weight_back(self, folder, original):
+        """Else the layers after it would be swept in another network."""
+        layer = matrix_layers(original)["features.8"]
+        before = layer.weight.detach().clone()
+        rows = experiments.sweep_layer(layer, experiments.calibrated_grams(folder)["features.8"], [])
+        assert rows[0]["norm_difference"] > 0.01
+        assert torch.equal(layer.weight, before)
+
     def test_histories_are_those_of_the_recipes(self, record):
         history = record["history"]
         assert [row["epoch"] for row in history["train"]] == [0, 1, 2, 3]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,10 +35,10 @@ ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.
 PRESENTATION = ("figures.py", "paper.py", "profiles.py", "cli.py", "__init__.py", "__main__.py")
 # The weights and matrices that a stage leaves beside its JSON file.
 PRODUCES = {
-    "train": "original.safetensors",
-    "calibrate": "grams.safetensors",
-    "decompose": "decomposed/weights.safetensors",
-    "finetune": "finetuned/weights.safetensors",
+    "train": ["original.safetensors"],
+    "calibrate": ["grams.safetensors"],
+    "decompose": ["decomposed/weights.safetensors", "decomposed/plan.json"],
+    "finetune": ["finetuned/weights.safetensors", "finetuned/plan.json"],
 }
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
 
@@ -79,8 +80,9 @@ class Experiment:
                 raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
         datasets.check_options(self.dataset, self.data)
         check_protocol(self.tolerance, self.mode)
-        if not isinstance(self.sweep, tuple):
+        if not isinstance(self.sweep, list | tuple):
             raise ValueError(f"experiment: sweep must be a list of layer names, not {self.sweep!r}")
+        object.__setattr__(self, "sweep", tuple(self.sweep))
         missing = set(self.sweep) - set(matrix_layers(fresh_network(self))) if self.sweep else None
         if missing:
             raise ValueError(f"experiment: sweep names layers that {self.network} does not have: {', '.join(missing)}")
@@ -99,8 +101,7 @@ class Experiment:
         """
         try:
             recipes = {name: Recipe(**content[name]) for name in ("train", "finetune")}
-            sweep = content.get("sweep", ())
-            return cls(**content | recipes | dict(sweep=tuple(sweep) if isinstance(sweep, list) else sweep))
+            return cls(**content | recipes)
         except (KeyError, TypeError) as error:
             raise ValueError(f"experiment: {error}") from error
 
@@ -182,7 +183,8 @@ def claim(folder: Path, experiment: Experiment, same_code: bool) -> None:
         raise ValueError(
             f"{folder} holds another experiment (see experiment.json there): delete it or name another folder"
         )
-    if same_code and begun["code"] != content["code"]:
+    stages = [read_json(file) for stage in STAGES if (file := folder / f"{stage.__name__.lstrip('_')}.json").exists()]
+    if same_code and {begun["code"], *(stage["made"]["code"] for stage in stages)} != {content["code"]}:
         shutil.rmtree(folder)
     if not path.exists():
         write_json(path, content)
@@ -194,8 +196,9 @@ def code_files() -> list[Path]:
     return sorted(path for path in package.rglob("*.py") if path.relative_to(package).as_posix() not in PRESENTATION)
 
 
+@cache
 def code_digest() -> str:
-    """Twelve hexadecimal digits that change with the code an experiment runs."""
+    """Twelve hexadecimal digits that change with the code an experiment runs; of the code that this process runs."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in code_files())).hexdigest()[:12]
 
 
@@ -230,7 +233,7 @@ class _Work:
         """
         name = compute.__name__.lstrip("_")
         path = self.folder / f"{name}.json"
-        if not path.exists() or not (self.folder / PRODUCES.get(name, "")).exists():
+        if not all(file.exists() for file in [path, *(self.folder / left for left in PRODUCES.get(name, []))]):
             start = time.perf_counter()
             result = compute(self)
             made = dict(device=describe(self.device), date=datetime.now(UTC).date().isoformat(), code=code_digest())
@@ -281,8 +284,9 @@ class _Work:
 
 def fresh_network(experiment: Experiment) -> nn.Module:
     """The network of an experiment with its seeded initial weights."""
-    torch.manual_seed(experiment.seed)
-    return models.create(experiment.network, datasets.CLASSES[experiment.dataset], experiment.width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        return models.create(experiment.network, datasets.CLASSES[experiment.dataset], experiment.width)
 
 
 def original_network(experiment: Experiment, folder: Path) -> nn.Module:

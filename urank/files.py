@@ -33,7 +33,7 @@ def write_json(path: Path, content: Any) -> None:
     A file that holds this content already keeps its date, so that nothing made from it seems out of date.
     """
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_bytes() == text.encode():
         return
     with atomic(path) as temporary:
         temporary.write_text(text)

@@ -61,18 +61,22 @@ class Recipe:
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        for name in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "crop"):
-            value = getattr(self, name)
+        numbers = dict(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, warmup=self.warmup)
+        numbers |= dict(label_smoothing=self.label_smoothing, ema_decay=self.ema_decay or 0.0)
+        for name, value in numbers.items():
             if not isinstance(value, int | float):  # YAML reads 1e-1 as a text: it wants 1.0e-1
                 raise ValueError(f"recipe: {name} must be a number, got {value!r}")
-        if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0:
-            raise ValueError(f"recipe: needs epochs >= 0, batch_size >= 1 and lr > 0, got {self}")
-        if not (0 < self.warmup <= 1 and 0 <= self.momentum < 1 and 0 <= self.label_smoothing < 1 and self.crop >= 0):
+        if not all(isinstance(value, int) for value in (self.epochs, self.batch_size, self.crop)):
+            raise ValueError(f"recipe: epochs, batch_size and crop must be whole numbers, got {self}")
+        if not (
+            self.epochs >= 0 and self.batch_size >= 1 and self.crop >= 0 and self.lr > 0 and self.weight_decay >= 0
+        ):
+            raise ValueError(f"recipe: needs batch_size >= 1, lr > 0, epochs, crop and weight_decay >= 0, got {self}")
+        shares = (self.momentum, self.label_smoothing, self.ema_decay or 0.0)
+        if not (0 < self.warmup <= 1 and all(0 <= share < 1 for share in shares)):
             raise ValueError(
-                f"recipe: needs 0 < warmup <= 1, momentum and label_smoothing in [0, 1), crop >= 0, got {self}"
+                f"recipe: needs 0 < warmup <= 1; momentum, label_smoothing and ema_decay in [0, 1), got {self}"
             )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"recipe: ema_decay lies in [0, 1) or is left out, got {self.ema_decay}")
         if self.schedule not in ("one_cycle", "multistep"):
             raise ValueError(f"recipe: schedule is 'one_cycle' or 'multistep', not {self.schedule!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
