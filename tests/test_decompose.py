@@ -135,6 +135,7 @@ class TestDecompose:
         network = nn.Sequential(nn.Linear(3, 2))
         nn.init.zeros_(network[0].weight)
         compact = decompose(network, plan_of(network, [0]))
+        assert compact[0][0].out_features == 1
         torch.testing.assert_close(compact(torch.randn(4, 3)), network[0].bias.expand(4, 2))
 
     @pytest.mark.parametrize("ranks", [(2, 3, 2, 1), (8, 10, 8, 4), (1, 10, 3, 4)])

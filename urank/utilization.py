@@ -87,7 +87,7 @@ def error_bound(W: Tensor, gram: Tensor, k_s: int, k_t: int) -> ErrorBound:
     W, gram = W.double(), gram.double()
     gram_y = output_gram(gram, W)
     inputs, outputs = Spectrum.of(gram), Spectrum.of(gram_y)
-    outside_s = torch.eye(len(gram), dtype=W.dtype) - projector(inputs, k_s)
+    outside_s = torch.eye(len(gram), dtype=W.dtype, device=gram.device) - projector(inputs, k_s)
     lost = outside_s @ W @ projector(outputs, k_t)
     output_loss = outputs.eigenvalues[k_t:].sum()  # (1 - e_T) ||Y||^2
     input_loss = inputs.eigenvalues[k_s:].sum()  # (1 - e_S) ||X||^2
