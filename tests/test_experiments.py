@@ -303,6 +303,16 @@ class TestDamage:
             again(replace(TINY, tolerance=2.0), copied)
         assert (written(copied), (copied / "experiment.json").read_bytes()) == before
 
+    def test_folder_in_which_another_experiment_computed_nothing(self, tmp_path, monkeypatch):
+        with pytest.raises(ValueError, match="do not fill a batch"):
+            run(replace(UNTRAINED, train=Recipe(epochs=0, batch_size=100)), tmp_path, "cpu", progress=False)
+        assert run(UNTRAINED, tmp_path, "cpu", progress=False).experiment == UNTRAINED
+
+    def test_experiment_json_that_holds_a_list(self, copied):
+        write_json(copied / "experiment.json", [1])
+        with pytest.raises(ValueError, match="another experiment"):
+            again(TINY, copied)
+
     @pytest.mark.parametrize("name", ["experiment.json", "train.json", "search.json", "finetune.json"])
     def test_cut_off_json_is_named(self, copied, name):
         text = (copied / name).read_text()

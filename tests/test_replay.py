@@ -10,7 +10,7 @@ from torch import nn
 import urank  # noqa: F401  before torchvision and timm: it declares torchvision's operators where they do not load
 from urank.layers import evaluating, matrix_layers
 from urank.models import create
-from urank.replay import Replay, call_spans, is_data
+from urank.replay import Replay, _Cut, call_spans, is_data
 from urank.subspaces import accumulate_grams
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -296,6 +296,46 @@ def test_keeps_no_more_than_its_memory(name, share):
             assert same(replayed(replay), logits_of(model, batches))
             assert same(replayed(replay), logits_of(model, batches))
     assert kept[0] == int(5 * share)
+
+
+def test_stays_within_its_memory_while_it_advances(monkeypatch):
+    """A layer that reads twelve numbers an image after one that reads three: old and new together must fit."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Linear(3, 12), nn.Linear(12, 3)).eval()
+    with evaluating(model):
+        replay = Replay(model, random_batches((3, 2, 2), [2] * 5), memory=5 * 2 * 3 * 4 + 2 * 12 * 4)
+        replay.advance(model[2])
+        assert kept_bytes(replay) == 5 * 2 * 3 * 4
+        old, held = replay._kept, []
+        record = _Cut.record
+
+        def recorded(cut, images):
+            results = record(cut, images)
+            held.append(sum(call.nbytes for kept in old for calls in kept.values() for call in calls if is_data(call)))
+            return results
+
+        monkeypatch.setattr(_Cut, "record", recorded)
+        replay.advance(model[3])
+        # two for the check of the cut; then each batch takes eight times three numbers and the old ones make room
+        assert held == [120, 120, 120, 96, 24]
+        assert kept_bytes(replay) == 2 * 2 * 12 * 4
+
+
+def test_a_module_called_by_its_forward_as_well_is_run_whole():
+    class Unhooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(12, 12), nn.Linear(12, 3)
+
+        def forward(self, images):
+            return self.last(self.first.forward(self.first(images.flatten(1))))
+
+    model, batches = Unhooked().eval(), random_batches((3, 2, 2))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        with pytest.warns(UserWarning, match="Unhooked is not reproduced"):
+            replay.advance(model.last)
+        assert not replay.exact
+        assert same(replayed(replay), logits_of(model, batches))
 
 
 def test_runs_whole_what_found_no_room():

@@ -421,3 +421,17 @@ class TestPrecision:
         network[4].register_forward_hook(lambda layer, inputs, output: types.append(output.dtype))
         fit(network, digits, replace(STILL, precision="float32"))
         assert set(types) == {torch.float32}
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_fitted(digits):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    network = small_network()
+    torch.manual_seed(5)
+    fit(network, digits, replace(QUICK, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_crop_beyond_the_image_is_refused(digits):
+    with pytest.raises(ValueError, match="less than an image's side, not by 32 pixels"):
+        fit(small_network(), digits, replace(QUICK, crop=32))

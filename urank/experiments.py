@@ -178,15 +178,16 @@ def run(
 def claim(folder: Path, experiment: Experiment, same_code: bool) -> None:
     """Write down whose folder this is and which code began it; refuse one that another experiment has begun."""
     path, content = folder / "experiment.json", dict(definition=plain(asdict(experiment)), code=code_digest())
-    begun = read_json(path) if path.exists() else content
-    if begun.get("definition") != content["definition"]:
+    stages = [read_json(file) for stage in STAGES if (file := folder / f"{stage.__name__.lstrip('_')}.json").exists()]
+    if not stages and not list(folder.glob("*.ckpt")):  # nothing to lose: whoever began it stopped before the first epoch
+        write_json(path, content)
+    begun = read_json(path)
+    if not isinstance(begun, dict) or begun.get("definition") != content["definition"]:
         raise ValueError(
             f"{folder} holds another experiment (see experiment.json there): delete it or name another folder"
         )
-    stages = [read_json(file) for stage in STAGES if (file := folder / f"{stage.__name__.lstrip('_')}.json").exists()]
     if same_code and {begun["code"], *(stage["made"]["code"] for stage in stages)} != {content["code"]}:
         shutil.rmtree(folder)
-    if not path.exists():
         write_json(path, content)
 
 

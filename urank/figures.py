@@ -81,7 +81,7 @@ def sweep_caption(record: Record, layer: str) -> str:
     rows, entry, plan = swept(record, layer), record.plan[layer], record.plan
     enough = rows[rows["correct"] >= plan.correct - plan.tolerance * plan.total / 100]
     if enough.empty:
-        return f"No threshold below {rows['energy'].max():.2%} keeps the accuracy within {plan.tolerance:g} points."
+        return f"No threshold up to {rows['energy'].max():.2%} keeps the accuracy within {plan.tolerance:g} points."
     first = enough.iloc[0]
     return (
         f"The lowest threshold tried that costs at most {plan.tolerance:g} points keeps {first['energy']:.2%} of the "
@@ -171,19 +171,22 @@ TABLE3_COLUMNS = {
 
 
 def table3(records: Iterable[Record]) -> pd.DataFrame:
-    """Table 3, the paper's row above ours for every record of a network and data set that the paper prints.
+    """Table 3, the paper's row above ours for every network and data set that the records hold.
 
-    Accuracies and MLU in percent, params and MACs as shares of the original's.
+    Accuracies and MLU in percent, params and MACs as shares of the original's; the mean over seeds where the records
+    hold several.
     """
-    printed = paper.table3()
-    rows = []
+    printed = paper.table3().rename(columns={"delta_printed": "delta"})
+    seeds: dict[tuple[str, str], list[dict]] = {}
     for record in records:
-        network, dataset = record["experiment"]["network"], record["experiment"]["dataset"]
+        experiment = record["experiment"]
+        seeds.setdefault((experiment["dataset"], experiment["network"]), []).append(measured_row(record))
+    rows = []
+    for (dataset, network), measured in seeds.items():
         row = printed[(printed["network"] == network) & (printed["dataset"] == dataset)]
-        if len(row):
-            row = row.iloc[0].to_dict()
-            rows.append(dict(network=network, dataset=dataset, source="paper") | row | dict(delta=row["delta_printed"]))
-        rows.append(dict(network=network, dataset=dataset, source="measured") | measured_row(record))
+        rows += row.assign(source="paper").to_dict("records")
+        source = "measured" if len(measured) == 1 else f"measured, mean of {len(measured)}"
+        rows.append(dict(network=network, dataset=dataset, source=source) | pd.DataFrame(measured).mean().to_dict())
     frame = pd.DataFrame(rows, columns=["dataset", "network", "source", *TABLE3_COLUMNS]).set_index(
         ["dataset", "network", "source"]
     )
@@ -215,7 +218,7 @@ def against_paper(record: Record) -> str:
     """How the original network stands to the paper's, where the paper has it; a gap is stated with the training."""
     experiment, accuracy = record.experiment, record["accuracy"]["original"]
     printed = paper.table3().set_index(["dataset", "network"])["original_top1"]
-    if (experiment.dataset, experiment.network) not in printed.index:
+    if (experiment.dataset, experiment.network) not in printed.index or experiment.width != 1:
         return ""
     gap = accuracy - printed[experiment.dataset, experiment.network]
     return (
@@ -265,4 +268,4 @@ def provenance(record: Record) -> Styler:
     }
     frame = pd.DataFrame({"": rows})
     left = [{"selector": "th, td", "props": "text-align: left; white-space: normal"}]
-    return frame.style.hide(axis="columns").set_table_styles(left).set_uuid(f"run-{experiment['seed']}")
+    return frame.style.hide(axis="columns").set_table_styles(left).set_uuid(f"run-{record.experiment.name.replace('/', '-')}")

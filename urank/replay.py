@@ -76,16 +76,18 @@ class Replay:
         return self._kept[index] if index < len(self._kept) else {}
 
     def _fill(self, cut: "_Cut") -> list[Results]:
-        kept, used = [], 0
+        kept, old = [], self._kept
         for index, (images, _) in enumerate(self.batches):
             with returning(self._before(index)):
                 results = cut.record(images)
-            used += sum(tensor.nbytes for tensor in tree_flatten(list(results.values()))[0] if is_data(tensor))
-            if used > self.memory:
+            if index < len(old):
+                old[index] = {}  # superseded
+            room = self.memory - size_of([*kept, results])
+            while len(old) > index + 1 and size_of(old) > room:
+                old.pop()  # the last batches make room: they are run whole
+            if room < 0:
                 break
             kept.append(results)
-            if index < len(self._kept):
-                self._kept[index] = {}  # superseded: free it before the next batch is recorded
         return kept
 
 
@@ -137,13 +139,16 @@ class _Cut:
         """Find out which results are read, and whether a replay that keeps only those gives the same logits."""
         expected = self.model(images)
         results = self.record(images)
-        with _Reads(results) as reads, returning(results, copies=False):
-            self.model(images)
-        self.read = reads.seen
-        results = self.record(images)
-        self.model(torch.zeros_like(images))  # whatever modules hand each other out of sight is now another batch's
-        with returning(results):
-            return torch.equal(self.model(images), expected)
+        try:
+            with _Reads(results) as reads, returning(results, copies=False):
+                self.model(images)
+            self.read = reads.seen
+            results = self.record(images)
+            self.model(torch.zeros_like(images))  # whatever modules hand each other out of sight is now another batch's
+            with returning(results):
+                return torch.equal(self.model(images), expected)
+        except _Unrecorded:
+            return False
 
 
 class _Reached(Exception):
@@ -152,6 +157,10 @@ class _Reached(Exception):
 
 def _stop(*_) -> None:
     raise _Reached
+
+
+class _Unrecorded(Exception):
+    """A module's `forward` is called more often than its hooks have seen: by another way than calling the module."""
 
 
 class _Reads(TorchFunctionMode):
@@ -180,6 +189,11 @@ def is_data(leaf) -> bool:
     return isinstance(leaf, Tensor) and not leaf.is_meta
 
 
+def size_of(kept: list[Results]) -> int:
+    """Bytes of the activations in `kept`."""
+    return sum(leaf.nbytes for results in kept for leaf in tree_flatten(list(results.values()))[0] if is_data(leaf))
+
+
 @contextmanager
 def returning(results: Results, copies: bool = True) -> Iterator[None]:
     """Inside the block the modules in `results` return the next of their results instead of computing it.
@@ -202,7 +216,10 @@ def _next_of(outputs: list, copies: bool):
     remaining = iter(outputs)
 
     def forward(*_, **__):
-        output = next(remaining)
+        try:
+            output = next(remaining)
+        except StopIteration:
+            raise _Unrecorded from None
         return tree_map(lambda leaf: leaf.clone() if is_data(leaf) else leaf, output) if copies else output
 
     return forward

@@ -100,24 +100,28 @@ def fit(
         checkpoint: file that is rewritten after every epoch and from which an interrupted fit goes on.
 
     Raises:
-        ValueError: fewer training images than one batch, or a checkpoint that another recipe or seed wrote.
+        ValueError: fewer training images than one batch, images no larger than the crop's shift, or a checkpoint that
+            another recipe or seed wrote.
         FloatingPointError: the loss is no longer finite.
     """
     if len(dataset.train) < recipe.batch_size:
         raise ValueError(
             f"{dataset.name}: {len(dataset.train)} training images do not fill a batch of {recipe.batch_size}"
         )
+    if recipe.crop >= min(dataset.train.images.shape[2:]):
+        raise ValueError(f"{dataset.name}: a crop may shift by less than an image's side, not by {recipe.crop} pixels")
     model.to(device, memory_format=torch.channels_last)
     run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed)
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint, device)
     train = dataset.train.to(device)
-    for epoch in range(len(run.history), recipe.epochs):
-        start = time.perf_counter()
-        loss, accuracy = run.epoch(dataset, train, epoch, description)
-        run.history.append(dict(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start))
-        if checkpoint is not None:
-            run.save(checkpoint)
+    with torch.random.fork_rng():  # every epoch seeds torch's generators, which are the caller's
+        for epoch in range(len(run.history), recipe.epochs):
+            start = time.perf_counter()
+            loss, accuracy = run.epoch(dataset, train, epoch, description)
+            run.history.append(dict(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start))
+            if checkpoint is not None:
+                run.save(checkpoint)
     if run.ema is not None:
         model.load_state_dict(run.ema.module.state_dict())
     return run.history
