@@ -179,7 +179,7 @@ def claim(folder: Path, experiment: Experiment, same_code: bool) -> None:
     """Write down whose folder this is and which code began it; refuse one that another experiment has begun."""
     path, content = folder / "experiment.json", dict(definition=plain(asdict(experiment)), code=code_digest())
     stages = [read_json(file) for stage in STAGES if (file := folder / f"{stage.__name__.lstrip('_')}.json").exists()]
-    if not stages and not list(folder.glob("*.ckpt")):  # nothing to lose: whoever began it stopped before the first epoch
+    if not stages and not list(folder.glob("*.ckpt")):  # nothing is lost: not even an epoch was finished here
         write_json(path, content)
     begun = read_json(path)
     if not isinstance(begun, dict) or begun.get("definition") != content["definition"]:

@@ -268,4 +268,5 @@ def provenance(record: Record) -> Styler:
     }
     frame = pd.DataFrame({"": rows})
     left = [{"selector": "th, td", "props": "text-align: left; white-space: normal"}]
-    return frame.style.hide(axis="columns").set_table_styles(left).set_uuid(f"run-{record.experiment.name.replace('/', '-')}")
+    identifier = f"run-{record.experiment.name.replace('/', '-')}"
+    return frame.style.hide(axis="columns").set_table_styles(left).set_uuid(identifier)
