@@ -7,8 +7,9 @@ import torch
 from conftest import NETWORKS, briefly_trained, in_batches, small_mlp, structured_images
 from torch import nn
 
+from urank.counting import margins
 from urank.decompose import project_network
-from urank.search import Validation, allowed_loss, margins, search_ranks
+from urank.search import Validation, allowed_loss, search_ranks
 from urank.subspaces import accumulate_grams
 
 # Per network: strength of the pattern in the noise, training steps, images to calibrate on, images to validate on.

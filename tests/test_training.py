@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from urank import datasets
-from urank.training import Recipe, augment, epoch_seed, evaluate, fit, has_fast_bfloat16, make_schedule
+from urank.precision import has_fast_bfloat16
+from urank.training import Recipe, augment, epoch_seed, evaluate, fit, make_schedule
 
 STEPS = 3  # batches an epoch of `digits` at `QUICK`
 QUICK = Recipe(epochs=3, batch_size=20, lr=0.05, crop=2, flip=True)

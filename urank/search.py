@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from urank.counting import Sequential, choose_counter, margins
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import LayerRank, Probe, RankPlan
 from urank.replay import DEFAULT_MEMORY, Replay
-from urank.subspaces import Spectrum, output_gram
+from urank.subspaces import Spectrum, dimension_for_energy, output_gram
 from urank.utilization import project_weight, utilized_rank
 
 
@@ -57,8 +58,15 @@ class Validation:
         """
         with evaluating(model):
             order = torch.cat([margins(model(images), labels) for images, labels in self]).argsort(stable=True)
+        return self._in_order(order)
+
+    def shuffled(self) -> "Validation":
+        """The same images in a random order, always the same one."""
+        return self._in_order(torch.randperm(self.total, generator=torch.Generator().manual_seed(0)))
+
+    def _in_order(self, order: Tensor) -> "Validation":
         size = max(len(labels) for _, labels in self)
-        images, labels = (torch.cat(parts)[order] for parts in zip(*self.batches))
+        images, labels = (torch.cat(parts)[order.to(parts[0].device)] for parts in zip(*self.batches))
         return Validation(zip(images.split(size), labels.split(size)))
 
 
@@ -72,19 +80,14 @@ def _checked_correct(logits: Tensor, labels: Tensor) -> int:
     return int((logits.argmax(1) == labels).sum())
 
 
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit less the largest other one, (n,); positive where the prediction is correct."""
-    of_label = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -math.inf).amax(1)
-    return of_label[:, 0] - others
-
-
 def search_ranks(
     model: nn.Module,
     grams: Mapping[str, Tensor],
     validation: Iterable[tuple[Tensor, Tensor]],
     tolerance: float = 0.1,
     mode: str = "joint",
+    evaluation: str = "auto",
+    warm_start: bool = False,
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
 ) -> RankPlan:
@@ -101,17 +104,22 @@ def search_ranks(
         mode: "joint" leaves what was found in place, and each projection is compared with the network just before
             it, so that at most 2 L epsilon points are lost over L layers. "isolated" searches each layer in the
             otherwise unmodified network, whose accuracy its input side may miss by epsilon, both sides by 2 epsilon.
+        evaluation: how a probe is decided (see `counting`). "exact" and "screened" give the same plan; "auto" is
+            "screened" where the device multiplies bfloat16 in hardware, else "exact". "bfloat16" and "sequential" are
+            approximations.
+        warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
+            approximation, as the accuracy need not be monotone in k.
         memory: bytes of activations that may be kept between probes.
 
     Raises:
-        ValueError: tolerance outside 0..100, another mode, no validation image, a Gram matrix of an unknown layer or
-            of the wrong shape, or labels that the network has no output for.
+        ValueError: tolerance outside 0..100, another mode or evaluation, no validation image, a Gram matrix of an
+            unknown layer or of the wrong shape, or labels that the network has no output for.
         FloatingPointError: the network's logits or a Gram matrix hold NaN or infinity.
     """
     check_protocol(tolerance, mode)
     network = copy.deepcopy(model)
     check_grams(network, grams)
-    search = _Search(network, Validation(validation), tolerance, mode, memory)
+    search = _Search(network, Validation(validation), tolerance, mode, evaluation, warm_start, memory)
     with evaluating(network), tqdm(grams, desc="rank search", unit="layer", disable=not progress) as names:
         layers = tuple(search.layer(name, grams[name], names) for name in names)
     return RankPlan(layers, float(tolerance), mode, search.validation.total, search.base, tuple(search.probes))
@@ -146,13 +154,25 @@ def allowed_loss(tolerance: float, total: int) -> int:
 class _Search:
     """A search under way: the network as changed so far and what it gets right."""
 
-    def __init__(self, network: nn.Module, validation: Validation, tolerance: float, mode: str, memory: int):
-        self.layers, self.mode = matrix_layers(network), mode
+    def __init__(
+        self,
+        network: nn.Module,
+        validation: Validation,
+        tolerance: float,
+        mode: str,
+        evaluation: str,
+        warm_start: bool,
+        memory: int,
+    ):
+        self.layers, self.mode, self.warm_start = matrix_layers(network), mode, warm_start
         self.base = self.correct = validation.count_correct(network)
-        self.validation = validation.hardest_first(network)
-        self.replay = Replay(network, self.validation, memory)
-        self.allowed = allowed_loss(tolerance, validation.total)
+        counter = choose_counter(evaluation, network)
+        ordered = validation.shuffled() if counter is Sequential else validation.hardest_first(network)
+        self.replay = Replay(network, ordered, memory)
+        self.counter = counter(network, self.replay, validation.total)
+        self.validation, self.allowed = validation, allowed_loss(tolerance, validation.total)
         self.probes: list[Probe] = []
+        self.kept: dict[str, float] = {}  # side -> the spectral energy that the last layer kept
 
     def layer(self, name: str, gram: Tensor, bar: tqdm) -> LayerRank:
         """Both sides of one layer. In joint mode W' stays in the network, in isolated mode W comes back."""
@@ -162,42 +182,46 @@ class _Search:
         inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
         self.replay.advance(layer)
 
-        def side(label: str, size: int, before: int, needed: int, project: Callable[[int], Tensor]) -> tuple[int, int]:
+        def side(label: str, spectrum: Spectrum, before: int, needed: int, project: Callable[[int], Tensor]):
             def correct_with(k: int) -> int | None:
-                bar.set_postfix_str(f"{name} {label} {k}/{size}")
+                bar.set_postfix_str(f"{name} {label} {k}/{len(spectrum.energy)}")
                 set_weight_matrix(layer, project(k))
-                return self._count(needed)
+                return self.counter.count(needed)
 
-            return self._bisect(name, label, size, before, correct_with)
+            k, correct = self._bisect(name, label, spectrum, before, correct_with)
+            set_weight_matrix(layer, project(k))
+            return k, self._recounted(correct)
 
-        before = self.correct if self.mode == "joint" else self.base
-        k_s, correct = side("S", d, before, before - self.allowed, lambda k: project_weight(W, inputs, outputs, k, m))
+        before = self._recounted(self.correct if self.mode == "joint" else self.base)
+        needed = before - self.allowed
+        k_s, correct = side("S", inputs, before, needed, lambda k: project_weight(W, inputs, outputs, k, m))
         needed = correct - self.allowed if self.mode == "joint" else self.base - 2 * self.allowed
-        k_t, correct = side("T", m, correct, needed, lambda k: project_weight(W, inputs, outputs, k_s, k))
+        k_t, correct = side("T", outputs, correct, needed, lambda k: project_weight(W, inputs, outputs, k_s, k))
         projected = project_weight(W, inputs, outputs, k_s, k_t)
-        set_weight_matrix(layer, projected if self.mode == "joint" else W)
+        if self.mode == "isolated":
+            set_weight_matrix(layer, W)
         self.correct = correct
         return LayerRank(name, d, m, utilized_rank(W), k_s, k_t, utilized_rank(projected), correct)
 
-    def _bisect(self, layer: str, side: str, size: int, before: int, correct_with) -> tuple[int, int]:
+    def _recounted(self, correct: int) -> int:
+        """`correct`, or what the counter says of the network as it is now, where it counts."""
+        counted = self.counter.prepare()
+        return correct if counted is None else counted
+
+    def _bisect(self, layer: str, side: str, spectrum: Spectrum, before: int, correct_with) -> tuple[int, int]:
         """The smallest passing k in 1..size and the number correct with it; `size` itself is never asked."""
-        lo, hi, correct = 1, size, before
+        lo, hi, correct = 1, len(spectrum.energy), before
+        step = max(1, hi // 64)  # of a warm start: how far the next probe is, twice as far each time
+        k = dimension_for_energy(spectrum, self.kept[side]) if side in self.kept else (lo + hi) // 2
+        k = min(k, hi - 1)
         while lo < hi:
-            k = (lo + hi) // 2
             count = correct_with(k)
             self.probes.append(Probe(layer, side, k, count is not None, count))
             if count is None:
-                lo = k + 1
+                lo, nearby = k + 1, k + step
             else:
-                hi, correct = k, count
+                hi, correct, nearby = k, count, k - step
+            k, step = nearby if side in self.kept and lo <= nearby < hi else (lo + hi) // 2, 2 * step
+        if self.warm_start:
+            self.kept[side] = spectrum.energy[lo - 1].item()
         return lo, correct
-
-    def _count(self, needed: int) -> int | None:
-        """How many images are classified correctly, or None as soon as it is certain that fewer than `needed` are."""
-        correct = seen = 0
-        for logits, labels in self.replay:
-            correct += int((logits.argmax(1) == labels).sum())
-            seen += len(labels)
-            if correct + self.validation.total - seen < needed:
-                return None
-        return correct

@@ -6,7 +6,6 @@
 
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from urank.datasets import Dataset
 from urank.files import read_checkpoint, write_checkpoint
+from urank.precision import autocast
 from urank.search import Validation
 
 
@@ -226,18 +226,3 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
     columns = (dx + torch.arange(w, device=images.device)).view(n, 1, 1, w)
     windows = padded.gather(2, rows.expand(n, padded.shape[1], h, padded.shape[3]))
     return windows.gather(3, columns.expand(n, padded.shape[1], h, w)).to(images.dtype)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """bfloat16 autocast for "bfloat16", and for "auto" where the device multiplies it in hardware."""
-    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """True where matrix products in bfloat16 are faster than in float32 (tensor cores, AMX, AVX512-BF16)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -1,0 +1,190 @@
+import pytest
+import torch
+from conftest import NETWORKS, briefly_trained, in_batches, small_mlp, structured_images
+from torch import nn
+
+from urank.counting import SAFETY, Bfloat16, Exact, Screened, Sequential, choose_counter, margins
+from urank.layers import evaluating
+from urank.precision import has_fast_bfloat16
+from urank.replay import Replay
+from urank.search import Validation, search_ranks
+from urank.subspaces import accumulate_grams
+
+
+@pytest.fixture(scope="module", params=["cnn", "mlp", "residual"])
+def trained(request):
+    """(network, Gram matrices, validation batches) in float32."""
+    torch.manual_seed(0)
+    build, size = NETWORKS[request.param]
+    network = briefly_trained(build(), size, signal=0.3).float()
+    calibration, validation = structured_images(200, size, 0.3, seed=2), structured_images(300, size, 0.3, seed=3)
+    batches = in_batches(validation[0].float(), validation[1], 64)
+    grams = accumulate_grams(network, in_batches(calibration[0].float(), calibration[1], 64), progress=False)
+    return network, grams, batches
+
+
+def counter_of(kind, network, batches):
+    batches = list(batches)
+    return kind(network, Replay(network, batches), sum(len(labels) for _, labels in batches))
+
+
+def decisions(plan):
+    return [(probe.layer, probe.side, probe.k, probe.passed) for probe in plan.probes]
+
+
+@pytest.mark.parametrize("mode", ["joint", "isolated"])
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, 4.0])
+def test_screened_gives_the_plan_of_exact(trained, mode, tolerance):
+    network, grams, batches = trained
+    plans = [
+        search_ranks(network, grams, batches, tolerance, mode, evaluation=evaluation, progress=False)
+        for evaluation in ("exact", "screened")
+    ]
+    assert decisions(plans[1]) == decisions(plans[0])
+    assert plans[1].layers == plans[0].layers
+    assert any(not probe.passed for probe in plans[0].probes)
+
+
+class TestScreened:
+    @pytest.fixture
+    def close(self):
+        """Two logits 2 % of the input's apart: bfloat16, of 8 bits, cannot tell them from equal ones, or from worse."""
+        network = nn.Linear(1, 2, bias=False)
+        network.weight.data.copy_(torch.tensor([[1.0], [1.001]]))
+        images, labels = torch.linspace(1, 2, 40)[:, None], torch.ones(40, dtype=torch.long)
+        return network, in_batches(images, labels, 16)
+
+    def test_settles_what_bfloat16_gets_wrong(self, close):
+        network, batches = close
+        with evaluating(network):
+            assert counter_of(Bfloat16, network, batches).count(0) == 0  # equal logits: the first class
+            screened = counter_of(Screened, network, batches)
+            screened.prepare()
+            assert screened.count(0) == counter_of(Exact, network, batches).count(0) == 40
+            assert screened.settled == 40
+
+    def test_leaves_alone_what_is_beyond_doubt(self, close):
+        network, batches = close
+        network.weight.data[1] = 5
+        with evaluating(network):
+            screened = counter_of(Screened, network, batches)
+            screened.prepare()
+            assert screened.count(40) == 40
+            assert screened.settled == 0 and screened.images == 16 + 40
+
+    def test_error_is_the_largest_seen(self, trained):
+        network, _, batches = trained
+        with evaluating(network):
+            screened = counter_of(Screened, network, batches)
+            screened.prepare()
+            images, labels = batches[0]
+            with torch.autocast("cpu", torch.bfloat16):
+                rounded = network(images).float()
+            difference = (margins(network(images), labels) - margins(rounded, labels)).abs().max()
+            assert 0 < screened.error == difference.item()
+            screened.error = 1e-9  # as if the first batch had been harmless: what is settled teaches more
+            screened.count(0)
+            assert screened.settled == 0 or screened.error > 1e-9
+
+    def test_a_growing_error_settles_more(self, trained, monkeypatch):
+        """No image stays unsettled whose margin is within the error that is known at the end."""
+        network, _, batches = trained
+        with evaluating(network):
+            screened, seen = counter_of(Screened, network, batches), []
+            screened.error = counter_of(Exact, network, batches).total * 1e-5
+            settle = Screened._settle
+            monkeypatch.setattr(
+                Screened, "_settle", lambda self, chosen: (seen.append(chosen), settle(self, chosen))[1]
+            )
+            margin = screened._screen(0).clone()
+            screened.count(0)
+        settled = torch.stack(seen).any(0) if seen else torch.zeros(len(margin), dtype=torch.bool)
+        assert (margin[~settled].abs() > SAFETY * screened.error).all()
+
+    def test_stops_where_failure_is_certain(self, close):
+        network, batches = close
+        network.weight.data[1] = -5
+        with evaluating(network):
+            screened = counter_of(Screened, network, batches)
+            screened.prepare()
+            assert screened.count(30) is None
+            assert screened.images == 16 + 16  # the first batch to measure on, and the first of the count
+
+
+class TestSequential:
+    def simulated(self, lost, order):
+        """A counter whose network gets 1,000 images right, then all but `lost` of them, met in `order`."""
+        right = torch.ones(1000, dtype=torch.long)
+        right[:lost] = 0
+        network = nn.Identity()
+        images = nn.functional.one_hot(right[order], 2).float()
+        batches = in_batches(images, torch.ones(1000, dtype=torch.long), 50)
+        counter = counter_of(Sequential, network, batches)
+        counter.right = torch.ones(1000, dtype=torch.bool)
+        return counter
+
+    def test_accepts_a_lossless_probe_early(self):
+        counter = self.simulated(0, torch.arange(1000))
+        assert counter.count(990) == 990
+        assert counter.images < 1000
+
+    def test_wrong_acceptance_is_as_rare_as_it_says(self):
+        accepted = sum(self.simulated(11, torch.randperm(1000)).count(990) is not None for _ in range(300))
+        assert accepted <= 0.05 * 300
+
+    def test_failure_is_certain(self):
+        assert self.simulated(300, torch.randperm(1000)).count(990) is None
+
+    def test_prepare_counts_all(self, trained):
+        network, _, batches = trained
+        with evaluating(network):
+            sequential = counter_of(Sequential, network, batches)
+            assert sequential.prepare() == Validation(batches).count_correct(network)
+
+    def test_plan_is_within_the_tolerance(self, trained):
+        """Each side is counted whole in the end: the numbers correct in the plan are those of the network."""
+        network, grams, batches = trained
+        plan = search_ranks(network, grams, batches, 1.0, evaluation="sequential", progress=False)
+        exact = search_ranks(network, grams, batches, 1.0, evaluation="exact", progress=False)
+        assert plan.correct == exact.correct
+        assert [entry.layer for entry in plan.layers] == [entry.layer for entry in exact.layers]
+
+
+class TestWarmStart:
+    def test_asks_fewer_questions_of_layers_alike(self):
+        """Ten layers with the same planted subspace: after the first, the energy of the one before is the answer."""
+        torch.manual_seed(0)
+        V = torch.linalg.qr(torch.randn(64, 64))[0]
+        layers = [nn.Linear(64, 64, bias=False) for _ in range(10)]
+        for layer in layers:
+            layer.weight.data.copy_(V @ V.T)  # the identity
+        network = nn.Sequential(*layers)
+        images = torch.randn(400, 8) @ torch.diag(torch.linspace(2, 1, 8)) @ V[:, :8].T
+        batches = [(images, network(images).detach().argmax(1))]
+        grams = accumulate_grams(network, batches, progress=False)
+        cold, warm = (
+            search_ranks(network, grams, batches, 0, warm_start=start, progress=False) for start in (False, True)
+        )
+        assert [entry.k_s for entry in warm.layers] == [entry.k_s for entry in cold.layers] == [8] * 10
+        assert len(warm.probes) < 0.6 * len(cold.probes)
+
+    def test_every_answer_has_passed(self, trained):
+        network, grams, batches = trained
+        plan = search_ranks(network, grams, batches, 1.0, warm_start=True, progress=False)
+        for entry in plan.layers:
+            passed = {(p.side, p.k) for p in plan.probes if p.layer == entry.layer and p.passed}
+            assert entry.k_s == entry.d or ("S", entry.k_s) in passed
+            assert entry.k_t == entry.m or ("T", entry.k_t) in passed
+
+
+def test_auto_screens_where_bfloat16_is_fast():
+    network = small_mlp()
+    screens = has_fast_bfloat16(torch.device("cpu"))
+    assert choose_counter("auto", network) is (Screened if screens else Exact)
+    assert choose_counter("auto", network.double()) is Exact
+
+
+def test_unknown_evaluation_is_named(trained):
+    network, grams, batches = trained
+    with pytest.raises(ValueError, match="'auto' or one of exact, screened, bfloat16, sequential, got 'fast'"):
+        search_ranks(network, grams, batches, evaluation="fast", progress=False)
