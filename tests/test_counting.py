@@ -92,10 +92,8 @@ class TestScreened:
         with evaluating(network):
             screened, seen = counter_of(Screened, network, batches), []
             screened.error = counter_of(Exact, network, batches).total * 1e-5
-            settle = Screened._settle
-            monkeypatch.setattr(
-                Screened, "_settle", lambda self, chosen: (seen.append(chosen), settle(self, chosen))[1]
-            )
+            settle = screened._settle
+            monkeypatch.setattr(screened, "_settle", lambda chosen: (seen.append(chosen), settle(chosen))[1])
             margin = screened._screen(0).clone()
             screened.count(0)
         settled = torch.stack(seen).any(0) if seen else torch.zeros(len(margin), dtype=torch.bool)

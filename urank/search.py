@@ -223,5 +223,5 @@ class _Search:
                 hi, correct, nearby = k, count, k - step
             k, step = nearby if side in self.kept and lo <= nearby < hi else (lo + hi) // 2, 2 * step
         if self.warm_start:
-            self.kept[side] = spectrum.energy[lo - 1].item()
+            self.kept[side] = (1 - 1e-9) * spectrum.energy[lo - 1].item()  # less what rounding may take from it
         return lo, correct
