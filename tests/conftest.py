@@ -12,6 +12,14 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def tf32_allowed():
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    yield
+    matmul.fp32_precision = before
+
+
 class Block(nn.Module):
     """A residual block that changes tensors in place wherever it can."""
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 
 def weight_matrix(layer):
-    """W in float64, (d, m)."""
+    """W in float64, (d, m); a copy, since a float64 weight would be shared."""
     weight = layer.weight.detach()
-    return weight.reshape(weight.shape[0], -1).T.double().numpy()
+    return weight.reshape(weight.shape[0], -1).T.double().numpy().copy()
 
 
 def set_weight_matrix(layer, W):

@@ -149,14 +149,6 @@ def test_every_term_is_multiplied_once(padding):
     assert terms == ((14 + 15 + 16 + 15 + 14) ** 2 + 16 * 16) / 2
 
 
-@pytest.fixture
-def tf32_allowed():
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    yield
-    matmul.fp32_precision = before
-
-
 def test_float32_products_are_float32_and_never_tf32(path, tf32_allowed, monkeypatch):
     settings_seen = set()
 

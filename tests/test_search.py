@@ -28,9 +28,9 @@ CASES = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def reference_in_float64_and_in_time():
-    """The reference decomposes the same matrices in every probe: keep the answers. A float64 W it has to copy."""
-    answers, eigh, weight_matrix = {}, naive.np.linalg.eigh, naive.weight_matrix
+def reference_in_time():
+    """The reference decomposes the same matrices in every probe: keep the answers."""
+    answers, eigh = {}, naive.np.linalg.eigh
 
     def remember(matrix):
         key = matrix.tobytes()
@@ -40,7 +40,6 @@ def reference_in_float64_and_in_time():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(naive.np.linalg, "eigh", remember)
-        patch.setattr(naive, "weight_matrix", lambda layer: weight_matrix(layer).copy())
         yield
 
 
@@ -296,6 +295,56 @@ class TestValidation:
         torch.testing.assert_close(found, plain.sort().values)
         assert ordered.total == sum(len(labels) for _, labels in batches)
         assert int((found > 0).sum()) == naive.count_correct(network, batches)
+
+    def test_is_taken_by_the_search_as_it_is(self, trained):
+        network, calibration, batches = trained("mlp")
+        validation = Validation(iter(batches))
+        expected = search(network, calibration, batches, tolerance=2)
+        assert search(network, calibration, validation, tolerance=2) == expected
+        assert search(network, calibration, validation, tolerance=2) == expected
+        assert expected.counts == "labels"
+        again = Validation(validation)
+        assert again.total == validation.total
+        assert all(a is b for one, other in zip(again, validation) for a, b in zip(one, other))
+
+    def test_of_agreement_are_the_networks_own_answers(self, trained):
+        network, _, batches = trained("cnn")
+        training = copy.deepcopy(network).train()
+        for source in ([images for images, _ in batches], batches, [(images, None) for images, _ in batches]):
+            validation = Validation.agreement(training, iter(source))
+            assert validation.counts == validation.hardest_first(network).counts == "agreement"
+            assert training.training
+            with torch.no_grad():
+                for (images, labels), (expected, _) in zip(validation, batches, strict=True):
+                    assert images is expected
+                    assert torch.equal(labels, network(images).argmax(1))
+            assert validation.count_correct(network) == validation.total == sum(len(labels) for _, labels in batches)
+
+    @pytest.mark.parametrize("mode", ["joint", "isolated"])
+    def test_of_agreement_make_a_search_without_labels(self, trained, mode):
+        network, calibration, batches = trained("cnn")
+        answers = Validation.agreement(network, batches)
+        plan = search(network, calibration, answers, tolerance=2, mode=mode)
+        reference = naive.search(network, naive.grams(network, calibration), list(answers), 2, mode)
+        assert_equal_to_reference(plan, *reference)
+        assert plan.correct == plan.total == answers.total
+        assert plan.counts == "agreement"
+        assert any(1 < layer.rank < min(layer.d, layer.m) for layer in plan.layers)
+
+    @pytest.mark.parametrize("batches", [[], [torch.zeros(0, 3, 8, 8, dtype=torch.float64)]])
+    def test_of_agreement_need_images(self, batches):
+        with pytest.raises(ValueError, match="empty"):
+            Validation.agreement(small_mlp().double(), batches)
+
+    def test_of_agreement_need_answers_that_are_numbers(self):
+        network, (images, _) = small_mlp().double(), structured_images(4)
+        network[-1].bias.data[1] = math.nan
+        with pytest.raises(FloatingPointError, match="logits"):
+            Validation.agreement(network, [images])
+
+    def test_count_nothing_else(self):
+        with pytest.raises(ValueError, match="'labels' or 'agreement', got 'votes'"):
+            Validation([structured_images(2)], counts="votes")
 
     def test_margins(self):
         logits = torch.tensor([[3.0, 1, 2], [3, 1, 2], [0, 0, 0]])

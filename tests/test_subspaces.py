@@ -3,9 +3,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import NETWORKS, in_batches, structured_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, projector
+from urank import subspaces
+from urank.patches import patch_gram
+from urank.subspaces import (
+    Spectrum,
+    accumulate_grams,
+    dimension_for_energy,
+    output_gram,
+    projector,
+    row_gram,
+    statistics_precision,
+)
 
 
 def orthonormal(n, k):
@@ -36,6 +48,44 @@ class TestGrams:
         split = accumulate_grams(model, in_batches(images, labels, size), progress=False)
         for layer in whole:
             torch.testing.assert_close(split[layer], whole[layer], rtol=1e-10, atol=1e-9)
+
+    def test_write_a_convolutions_matrix_once_while_the_images_keep_their_size(self, monkeypatch):
+        written = []
+        assemble = subspaces.assemble_gram
+        monkeypatch.setattr(subspaces, "assemble_gram", lambda *args: (written.append(args[1]), assemble(*args))[1])
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+        sizes = [(6, 6), (6, 6), (6, 6), (5, 7), (5, 7), (6, 6)]
+        batches = [torch.randn(2, 3, *size) for size in sizes]
+        grams = accumulate_grams(model, batches, progress=False)
+        assert written == [(6, 6), (5, 7), (6, 6)]
+        expected = sum(patch_gram(model[0], images) for images in batches)
+        torch.testing.assert_close(grams["0"], expected, rtol=1e-13, atol=1e-12)
+
+    @pytest.mark.parametrize("name", ["cnn", "mlp"])
+    def test_may_be_sums_of_float32_products(self, name):
+        build, size = NETWORKS[name]
+        model = build().double()
+        batches = in_batches(*structured_images(20, size), 8)
+        exact = accumulate_grams(model, batches, progress=False)
+        assert all(torch.equal(exact[layer], gram) for layer, gram in grams_with(model, batches, torch.float64).items())
+        for layer, gram in grams_with(model, batches, torch.float32).items():
+            assert gram.dtype == torch.float64
+            assert 0 < (gram - exact[layer]).abs().max() < 1e-5 * exact[layer].abs().max()
+
+    def test_take_float32_products_where_the_device_has_slow_float64(self, monkeypatch):
+        layer, x = nn.Sequential(nn.Linear(5, 2)), torch.randn(30, 5)
+        slow = lambda device: (device, torch.float32)  # noqa: E731
+        monkeypatch.setattr(subspaces, "statistics_precision", slow)
+        single = accumulate_grams(layer, [x], progress=False)["0"]
+        assert torch.equal(single, (x.T @ x).double())
+        forced = accumulate_grams(layer, [x], progress=False, product_dtype=torch.float64)["0"]
+        assert not torch.equal(forced, single)
+        torch.testing.assert_close(forced, x.double().T @ x.double())
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64])
+    def test_refuse_products_of_another_precision(self, dtype):
+        with pytest.raises(ValueError, match=f"float32 or torch.float64, got {dtype}"):
+            grams_with(nn.Sequential(nn.Linear(3, 2)), [torch.randn(4, 3)], dtype)
 
     def test_come_in_forward_order_of_the_layers_asked_for(self):
         class Backwards(nn.Module):
@@ -78,6 +128,38 @@ class TestGrams:
         torch.testing.assert_close(measured, true, rtol=1e-4, atol=0)
         single = Spectrum.of(X.T @ X).eigenvalues.sqrt()
         assert (single - true).abs()[-1] > 0.5 * true[-1]
+
+    @pytest.mark.parametrize("kind", ["linear", "convolution"])
+    def test_hold_singular_values_over_eight_decades(self, kind):
+        """The smallest has 1e-14 of the largest one's energy: float64 sees it, sums in float32 end at 1e-7."""
+        n, d = 200, 8
+        sigma = 10.0 ** -torch.arange(d, dtype=torch.float64)
+        X = orthonormal(n, d) * sigma @ orthonormal(d, d).T
+        layer = nn.Linear(d, 3) if kind == "linear" else nn.Conv2d(d, 3, 1)
+        x = X if kind == "linear" else X.reshape(2, 10, 10, d).permute(0, 3, 1, 2)
+        model, batches = nn.Sequential(layer).double(), x.chunk(2)
+        measured = Spectrum.of(accumulate_grams(model, batches, progress=False)["0"]).eigenvalues.sqrt()
+        torch.testing.assert_close(measured, sigma, rtol=0.01, atol=0)
+        single = Spectrum.of(sum(rows.float().T @ rows.float() for rows in X.chunk(2))).eigenvalues.sqrt()
+        assert (single / sigma)[-1] > 10 or single[-1] == 0
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_refuse_a_convolutions_input_that_is_not_finite_and_name_its_layer(self, value):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 3, stride=2))
+        images = torch.randn(2, 3, 9, 9)
+        with torch.no_grad():
+            model[1].bias[0] = value
+        with pytest.raises(FloatingPointError, match="layer '2'"):
+            accumulate_grams(model, [images], progress=False)
+        images[1, 2, 3, 4] = value
+        with pytest.raises(FloatingPointError, match="layer '0'"):
+            accumulate_grams(model, [images], progress=False)
+
+    def test_refuse_numbers_that_float32_cannot_square(self):
+        model, x = nn.Sequential(nn.Linear(2, 2)), torch.tensor([[1e30, 1.0]])
+        assert torch.isfinite(accumulate_grams(model, [x], progress=False)["0"]).all()
+        with pytest.raises(FloatingPointError, match="layer '0'.*too large"):
+            grams_with(model, [x], torch.float32)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_refuse_an_input_that_is_not_finite_and_name_its_layer(self, value):
@@ -139,6 +221,48 @@ class TestGrams:
         torch.testing.assert_close(gram, x.double().T @ x.double())
 
 
+def grams_with(model, batches, dtype):
+    return accumulate_grams(model, batches, progress=False, product_dtype=dtype)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        ("capability", "dtype"),
+        [
+            *[((major, 0), torch.float64) for major in (6, 7, 8, 9, 10)],
+            *[(capability, torch.float32) for capability in [(6, 1), (7, 5), (8, 6), (8, 9), (10, 3), (12, 0)]],
+        ],
+    )
+    def test_of_products_on_a_gpu_is_that_of_its_capability(self, capability, dtype, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        assert statistics_precision(torch.device("cuda:1")) == (torch.device("cuda:1"), dtype)
+
+    @pytest.mark.parametrize("device", ["cpu", "mps"])
+    def test_elsewhere_is_float64_on_the_cpu(self, device):
+        assert statistics_precision(torch.device(device)) == (torch.device("cpu"), torch.float64)
+
+    def test_blocks_of_rows_are_summed_in_float64(self, monkeypatch):
+        """2^24 + 1 needs one bit more than float32 has."""
+        X = torch.tensor([[2.0**12], [1.0]])
+        assert row_gram(X, torch.float32).item() == 2**24
+        monkeypatch.setattr(subspaces, "ROWS", 1)
+        assert row_gram(X, torch.float32).item() == 2**24 + 1
+
+    def test_float32_products_of_rows_are_never_tf32_nor_autocast(self, tf32_allowed, monkeypatch):
+        X, seen, matmul = torch.randn(20, 6), set(), torch.backends.cuda.matmul
+        multiply = torch.Tensor.__matmul__
+
+        def spied(A, B):
+            seen.add((A.dtype, matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+            return multiply(A, B)
+
+        with monkeypatch.context() as patched, torch.autocast("cpu", dtype=torch.bfloat16):
+            patched.setattr(torch.Tensor, "__matmul__", spied)
+            row_gram(X, torch.float32)
+        assert matmul.fp32_precision == "tf32"
+        assert seen == {(torch.float32, "ieee", False)}
+
+
 class TestSpectrum:
     @pytest.mark.parametrize(("n", "d"), [(50, 8), (3, 8), (1, 5), (1, 1)])
     def test_is_that_of_the_data(self, n, d):
@@ -178,6 +302,32 @@ class TestSpectrum:
         assert found.eigenvalues.dtype == torch.float64
         torch.testing.assert_close(found.eigenvalues, torch.tensor([3.0, 1.0], dtype=torch.float64))
 
+    @pytest.mark.parametrize("error", [torch.linalg.LinAlgError, NotImplementedError])
+    def test_says_when_the_cpu_has_to_do_what_the_device_could_not(self, error, monkeypatch):
+        X, solve, calls = torch.randn(20, 4, dtype=torch.float64), torch.linalg.eigh, []
+
+        def fails_once(matrix):
+            calls.append(matrix.device.type)
+            if len(calls) == 1:
+                raise error("no convergence")
+            return solve(matrix)
+
+        expected = Spectrum.of(X.T @ X)
+        monkeypatch.setattr(torch.linalg, "eigh", fails_once)
+        with pytest.warns(UserWarning, match=r"eigh of a 4 x 4 matrix failed on cpu.*\(no convergence\)"):
+            found = Spectrum.of(X.T @ X)
+        assert calls == ["cpu", "cpu"]
+        assert torch.equal(found.eigenvalues, expected.eigenvalues)
+        assert torch.equal(found.basis, expected.basis)
+
+    def test_that_no_solver_finds_is_an_error(self, monkeypatch):
+        def fails(_):
+            raise torch.linalg.LinAlgError("no convergence")
+
+        monkeypatch.setattr(torch.linalg, "eigh", fails)
+        with pytest.warns(UserWarning, match="failed"), pytest.raises(torch.linalg.LinAlgError, match="no convergence"):
+            Spectrum.of(torch.eye(3))
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_refuses_what_is_not_finite(self, value):
         gram = torch.eye(3)
@@ -214,6 +364,23 @@ class TestDimensionForEnergy:
 
 
 class TestProjector:
+    @settings(max_examples=50, deadline=None, derandomize=True, database=None)
+    @given(data=st.data(), n=st.integers(1, 12), rows=st.integers(1, 20), seed=st.integers(0, 2**32 - 1))
+    def test_is_orthogonal_whatever_the_data(self, data, n, rows, seed):
+        """P^2 = P = P^T, the trace is k, P_i P_j = P_min(i, j), and P and I - P share the energy out."""
+        X = torch.randn(rows, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        i, j = data.draw(st.integers(0, n)), data.draw(st.integers(0, n))
+        found = Spectrum.of(X.T @ X)
+        P, Q = projector(found, i), projector(found, j)
+        assert P.shape == (n, n)
+        torch.testing.assert_close(P @ P, P)
+        torch.testing.assert_close(P.T, P)
+        torch.testing.assert_close(P @ Q, projector(found, min(i, j)))
+        assert P.trace().item() == pytest.approx(i)
+        inside, outside = (X @ P).square().sum(), (X - X @ P).square().sum()
+        torch.testing.assert_close(inside + outside, X.square().sum())
+        torch.testing.assert_close(inside, found.eigenvalues[:i].sum())
+
     @pytest.mark.parametrize("k", [0, 1, 4, 6])
     def test_is_orthogonal_and_of_rank_k(self, k):
         X = torch.randn(30, 6, dtype=torch.float64)

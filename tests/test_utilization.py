@@ -22,7 +22,27 @@ def spectra(X, W):
     return Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
 
 
+sizes = st.integers(1, 9)
+seeds = st.integers(0, 2**32 - 1)
+shares = st.floats(0, 1)
+
+
 class TestProjectWeight:
+    @settings(max_examples=50, deadline=None, derandomize=True, database=None)
+    @given(data=st.data(), n=st.integers(1, 30), d=sizes, m=sizes, p=sizes, q=sizes, seed=seeds)
+    def test_whatever_the_data_projects_once_and_for_all(self, data, n, d, m, p, q, seed):
+        """W' is d x m, of rank at most min(k_S, k_T), no larger than W, and its own projection."""
+        torch.manual_seed(seed)
+        X, W = of_rank(n, d, p), of_rank(d, m, q)
+        k_s, k_t = data.draw(st.integers(1, d)), data.draw(st.integers(1, m))
+        sides = spectra(X, W)
+        projected = project_weight(W, *sides, k_s, k_t)
+        assert projected.shape == (d, m)
+        assert utilized_rank(projected, 1 - 1e-12) <= min(k_s, k_t, utilized_rank(W, 1 - 1e-12))
+        assert torch.linalg.matrix_norm(projected) <= torch.linalg.matrix_norm(W) * (1 + 1e-12)
+        torch.testing.assert_close(project_weight(projected, *sides, k_s, k_t), projected)
+        torch.testing.assert_close(project_weight(projected, *sides, d, m), projected)
+
     @pytest.mark.parametrize(("d", "m"), [(5, 3), (3, 5), (1, 1)])
     def test_full_dimensions_leave_every_bit(self, d, m):
         X, W = gaussian(40, d), gaussian(d, m)
@@ -96,11 +116,6 @@ class TestUtilizedRank:
         W[1, 2] = value
         with pytest.raises(FloatingPointError, match=r"\(4, 3\)"):
             utilized_rank(W)
-
-
-sizes = st.integers(1, 9)
-seeds = st.integers(0, 2**32 - 1)
-shares = st.floats(0, 1)
 
 
 class TestErrorBound:

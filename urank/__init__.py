@@ -6,6 +6,7 @@ tables of arXiv 2407.04797.
 """
 
 import urank._operators  # noqa: F401  must precede the first import of torchvision or timm
+from urank.baselines import energy_rank, output_pca, weight_svd
 from urank.decompose import Cost, count_cost, decompose, load_compact, merge_useless, project_network, save_compact
 from urank.experiments import Experiment, Record, run
 from urank.layers import matrix_layers, set_weight_matrix, skipped_layers, weight_matrix
@@ -34,6 +35,7 @@ __all__ = [
     "create",
     "decompose",
     "dimension_for_energy",
+    "energy_rank",
     "error_bound",
     "evaluate",
     "fit",
@@ -43,6 +45,7 @@ __all__ = [
     "mean_layer_utilization",
     "merge_useless",
     "output_gram",
+    "output_pca",
     "project_network",
     "project_weight",
     "projector",
@@ -54,4 +57,5 @@ __all__ = [
     "skipped_layers",
     "utilized_rank",
     "weight_matrix",
+    "weight_svd",
 ]

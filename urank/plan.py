@@ -1,13 +1,16 @@
 """The outcome of a measurement as plain data: no tensors, JSON on disk, a DataFrame in a notebook."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pandas as pd
 
 from urank.files import read_json, write_json
 
 COLUMNS = ["layer", "d", "m", "weight_rank", "k_s", "k_t", "rank", "utilization", "correct"]
+COUNTS = ("labels", "agreement")  # what a correct image agrees with: its label, or the unmodified network's answer
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class LayerRank:
     """One layer's outcome: W is d x m, S and T have k_s and k_t dimensions, W' has utilized rank `rank`.
 
     `weight_rank` is the same count for the unaltered W. `correct` is the number of validation images classified
-    correctly with this layer's projections in place (in joint mode also those of the layers before it).
+    correctly with this layer's projections in place (in joint mode also those of the layers before it); None where no
+    accuracy was consulted.
     """
 
     layer: str
@@ -40,7 +44,7 @@ class LayerRank:
     k_s: int
     k_t: int
     rank: int
-    correct: int
+    correct: int | None
 
     @property
     def utilization(self) -> float:
@@ -62,34 +66,37 @@ class RankPlan:
         tolerance: accuracy points that one projection may cost; None where no accuracy was consulted.
         mode: "joint" or "isolated" (see `search_ranks`), or the name of the rule that chose the ranks.
         total: number of validation images; 0 where none were used.
-        correct: of these, how many the unmodified network classifies correctly.
+        correct: of these, how many the unmodified network classifies correctly; None where none were used.
         probes: every question the search asked, in order.
+        counts: what a correct image is: "labels", one whose label is predicted, or "agreement", one whose prediction
+            is the unmodified network's (see `Validation.agreement`).
     """
 
     layers: tuple[LayerRank, ...]
     tolerance: float | None
     mode: str
     total: int
-    correct: int
+    correct: int | None
     probes: tuple[Probe, ...] = field(default=(), repr=False)
+    counts: str = "labels"
 
     @property
     def mlu(self) -> float:
-        """Mean layer utilization, between 0 and 1."""
-        return sum(layer.utilization for layer in self.layers) / len(self.layers)
+        """Mean layer utilization, between 0 and 1; a ValueError for a plan of no layer."""
+        return mean(layer.utilization for layer in self.layers)
 
     @property
     def weight_mlu(self) -> float:
         """The same mean with the rank of the unaltered W: the paper's "original MLU", between 0 and 1."""
-        return sum(layer.weight_rank / min(layer.d, layer.m) for layer in self.layers) / len(self.layers)
+        return mean(layer.weight_rank / min(layer.d, layer.m) for layer in self.layers)
 
     def __getitem__(self, layer: str) -> LayerRank:
         return {entry.layer: entry for entry in self.layers}[layer]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer with the columns of `COLUMNS`."""
+        """One row a layer with the columns of `COLUMNS` (`correct` missing where no accuracy was consulted)."""
         rows = [asdict(layer) | dict(utilization=layer.utilization) for layer in self.layers]
-        return pd.DataFrame(rows, columns=COLUMNS)
+        return pd.DataFrame(rows, columns=COLUMNS).astype({"correct": "Int64"})
 
     def probes_frame(self) -> pd.DataFrame:
         """One row a probe: layer, side, k, passed, correct (missing where the probe was ended early)."""
@@ -101,9 +108,17 @@ class RankPlan:
 
     @classmethod
     def from_dict(cls, content: dict) -> "RankPlan":
-        layers = tuple(LayerRank(**layer) for layer in content["layers"])
-        probes = tuple(Probe(**probe) for probe in content["probes"])
-        return cls(**content | dict(layers=layers, probes=probes))
+        """The plan that `to_dict` wrote down.
+
+        Raises:
+            KeyError, TypeError, ValueError: a missing or unknown key, a value of the wrong type, another `counts`.
+        """
+        layers = tuple(typed(LayerRank(**layer)) for layer in content["layers"])
+        probes = tuple(typed(Probe(**probe)) for probe in content["probes"])
+        plan = typed(cls(**content | dict(layers=layers, probes=probes)))
+        if plan.counts not in COUNTS:
+            raise ValueError(f"counts is 'labels' or 'agreement', got {plan.counts!r}")
+        return plan
 
     def save(self, path: Path | str) -> None:
         """Write the plan as JSON, atomically."""
@@ -114,10 +129,33 @@ class RankPlan:
         """Read a plan that `save` wrote.
 
         Raises:
-            ValueError: the file is cut off or is no rank plan.
+            ValueError: the file is cut off or is no rank plan; the message names it and says why.
         """
         content = read_json(Path(path))
         try:
             return cls.from_dict(content)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a rank plan ({error})") from error
+
+
+def mean(shares: Iterable[float]) -> float:
+    shares = list(shares)
+    if not shares:
+        raise ValueError("no layer: the mean layer utilization of nothing is undefined")
+    return sum(shares) / len(shares)
+
+
+def typed(entry):
+    """`entry`, a dataclass instance, if every plain value in it has its field's type; otherwise a TypeError.
+
+    An int passes for a float, a bool for nothing but a bool.
+    """
+    for entry_field in fields(entry):
+        value, kind = getattr(entry, entry_field.name), entry_field.type
+        if get_origin(kind) is tuple:  # of entries, each checked by itself
+            continue
+        allowed = get_args(kind) or (kind,)
+        if type(value) not in allowed and not (float in allowed and type(value) is int):
+            name = getattr(kind, "__name__", kind)
+            raise TypeError(f"{type(entry).__name__}: {entry_field.name} must be {name}, got {value!r}")
+    return entry

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from urank.counting import Sequential, choose_counter, margins
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
-from urank.plan import LayerRank, Probe, RankPlan
+from urank.plan import COUNTS, LayerRank, Probe, RankPlan
 from urank.replay import DEFAULT_MEMORY, Replay
-from urank.subspaces import Spectrum, dimension_for_energy, output_gram
+from urank.subspaces import Spectrum, dimension_for_energy, images_of, output_gram
 from urank.utilization import project_weight, utilized_rank
 
 
@@ -27,16 +27,38 @@ class Validation:
 
     Args:
         batches: a re-iterable of (images, labels); read once and held.
+        counts: what the labels are, for the plan to say: "labels", or "agreement" (see there).
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no image, or another `counts`.
     """
 
-    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]):
+    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]], counts: str = "labels"):
+        if counts not in COUNTS:
+            raise ValueError(f"a validation counts 'labels' or 'agreement', got {counts!r}")
         self.batches = [(images, labels) for images, labels in batches if len(labels)]
+        self.counts = counts
         self.total = sum(len(labels) for _, labels in self.batches)
         if self.total == 0:
-            raise ValueError("the validation set is empty: the search needs labelled images to count correct ones")
+            raise ValueError("the validation set is empty: the search needs images to count correct ones")
+
+    @classmethod
+    def agreement(cls, model: nn.Module, batches: Iterable) -> "Validation":
+        """Images labelled with what `model` itself predicts, for a search in a network without labelled data.
+
+        Ours, not the paper's. All images count as correct at first, and each that is answered otherwise later as lost:
+        on these images the accuracy, whatever their labels, falls by no more than the agreement does.
+
+        Args:
+            batches: batches of images, or of (images, anything), on the model's device.
+
+        Raises:
+            ValueError: there is no image.
+            FloatingPointError: the logits hold NaN or infinity.
+        """
+        with evaluating(model):
+            images = [images for images in map(images_of, batches) if len(images)]
+            return cls([(batch, finite(model(batch)).argmax(1)) for batch in images], counts="agreement")
 
     def __iter__(self):
         return iter(self.batches)
@@ -67,7 +89,7 @@ class Validation:
     def _in_order(self, order: Tensor) -> "Validation":
         size = max(len(labels) for _, labels in self)
         images, labels = (torch.cat(parts)[order.to(parts[0].device)] for parts in zip(*self.batches))
-        return Validation(zip(images.split(size), labels.split(size)))
+        return Validation(zip(images.split(size), labels.split(size)), self.counts)
 
 
 def _checked_correct(logits: Tensor, labels: Tensor) -> int:
@@ -75,15 +97,19 @@ def _checked_correct(logits: Tensor, labels: Tensor) -> int:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}, but the network has {logits.shape[1]} classes"
         )
+    return int((finite(logits).argmax(1) == labels).sum())
+
+
+def finite(logits: Tensor) -> Tensor:
     if not torch.isfinite(logits).all():
         raise FloatingPointError("the network's logits hold NaN or infinity; check its weights and the images")
-    return int((logits.argmax(1) == labels).sum())
+    return logits
 
 
 def search_ranks(
     model: nn.Module,
     grams: Mapping[str, Tensor],
-    validation: Iterable[tuple[Tensor, Tensor]],
+    validation: Validation | Iterable[tuple[Tensor, Tensor]],
     tolerance: float = 0.1,
     mode: str = "joint",
     evaluation: str = "auto",
@@ -99,7 +125,7 @@ def search_ranks(
     Args:
         model: is left as it is.
         grams: X^T X of the unmodified network's layers, from `accumulate_grams`.
-        validation: a re-iterable of (images, labels) on the model's device.
+        validation: a `Validation`, or a re-iterable of (images, labels), on the model's device.
         tolerance: epsilon, in accuracy points that one projection may cost.
         mode: "joint" leaves what was found in place, and each projection is compared with the network just before
             it, so that at most 2 L epsilon points are lost over L layers. "isolated" searches each layer in the
@@ -119,10 +145,13 @@ def search_ranks(
     check_protocol(tolerance, mode)
     network = copy.deepcopy(model)
     check_grams(network, grams)
-    search = _Search(network, Validation(validation), tolerance, mode, evaluation, warm_start, memory)
+    if not isinstance(validation, Validation):
+        validation = Validation(validation)
+    search = _Search(network, validation, tolerance, mode, evaluation, warm_start, memory)
     with evaluating(network), tqdm(grams, desc="rank search", unit="layer", disable=not progress) as names:
         layers = tuple(search.layer(name, grams[name], names) for name in names)
-    return RankPlan(layers, float(tolerance), mode, search.validation.total, search.base, tuple(search.probes))
+    probes = tuple(search.probes)
+    return RankPlan(layers, float(tolerance), mode, validation.total, search.base, probes, validation.counts)
 
 
 def check_protocol(tolerance: float, mode: str) -> None:
@@ -135,7 +164,7 @@ def check_protocol(tolerance: float, mode: str) -> None:
 def check_grams(model: nn.Module, grams: Mapping[str, Tensor]) -> None:
     layers = matrix_layers(model)
     if not grams:
-        raise ValueError("no layer to search: the mapping of Gram matrices is empty")
+        raise ValueError("no layer to measure: the mapping of Gram matrices is empty")
     for name, gram in grams.items():
         if name not in layers:
             raise ValueError(f"a Gram matrix is given for {name!r}, which is no matrix layer of the network")

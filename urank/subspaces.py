@@ -5,7 +5,8 @@ eigenvectors are a basis of the input subspace S and its eigenvalues the squared
 follow without a further pass: Y^T Y = W^T (X^T X) W. (Sections 2.1 and 5.2 of the paper.)
 """
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,36 +14,55 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers
-from urank.patches import patch_gram
+from urank.patches import assemble_gram, full_precision, patch_products
+
+FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # CUDA compute capabilities: P100, V100, A100, H100, B200
+ROWS = 4096  # rows multiplied at once: the rounding of float32 products grows with their number
 
 
 def accumulate_grams(
-    model: nn.Module, batches: Iterable, layers: Sequence[str] | None = None, progress: bool = True
+    model: nn.Module,
+    batches: Iterable,
+    layers: Sequence[str] | None = None,
+    progress: bool = True,
+    product_dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """X^T X (d, d) in float64 of every matrix layer, summed over `batches`, in the order of the forward pass.
 
-    The network runs in evaluation mode and in its own precision; the products are float64.
+    The network runs in evaluation mode, on its device and in its own precision. The sums are float64 and lie on that
+    device, or on the CPU where the device has no float64.
 
     Args:
         batches: batches of images, or of (images, labels), on the model's device.
         layers: measure only these; default all of `matrix_layers(model)`.
+        product_dtype: torch.float64 or torch.float32, the precision of the products that are summed; default what
+            `statistics_precision` says of the device. float32 loses singular values below some 1e-4 of the largest.
 
     Raises:
-        ValueError: no batch, an unknown layer name, or a layer that never runs or runs twice in one pass.
-        FloatingPointError: an input of a layer holds NaN or infinity.
+        ValueError: no batch, an unknown layer name, a layer that never runs or runs twice in one pass, or another
+            `product_dtype`.
+        FloatingPointError: an input of a layer holds NaN or infinity, or numbers too large to be multiplied.
     """
+    if product_dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(f"products are torch.float32 or torch.float64, got {product_dtype}")
     found = matrix_layers(model)
     chosen = {name: found[name] for name in check_names(layers, found)}
-    grams: dict[str, Tensor] = {}
-    batches = tqdm(batches, desc="Gram matrices", unit="batch", leave=False, disable=not progress)
+    sums: dict[str, _GramSum] = {}
+
+    def add(name: str, inputs: Tensor) -> None:
+        sums.setdefault(name, _GramSum(name, chosen[name], product_dtype)).add(inputs)
+
     with evaluating(model):
-        for batch in batches:
-            images = batch[0] if isinstance(batch, tuple | list) else batch
-            for name, gram in batch_grams(model, images, chosen).items():
-                grams[name] = gram if name not in grams else grams[name].add_(gram)
-    if not grams:
+        for batch in tqdm(batches, desc="Gram matrices", unit="batch", leave=False, disable=not progress):
+            watch_inputs(model, images_of(batch), chosen, add)
+    if not sums:
         raise ValueError("no calibration images: the batches to accumulate Gram matrices from are empty")
-    return grams
+    return {name: total.write() for name, total in sums.items()}
+
+
+def images_of(batch) -> Tensor:
+    """The images of a batch that is either these alone or a pair (images, anything)."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def check_names(names: Sequence[str] | None, found: dict[str, MatrixLayer]) -> Sequence[str]:
@@ -54,42 +74,106 @@ def check_names(names: Sequence[str] | None, found: dict[str, MatrixLayer]) -> S
     return list(found) if names is None else names
 
 
-def batch_grams(model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer]) -> dict[str, Tensor]:
-    """X^T X of one batch for each of `layers`, keyed in the order in which the forward pass calls them."""
-    grams: dict[str, Tensor] = {}
+def watch_inputs(
+    model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer], see: Callable[[str, Tensor], None]
+) -> None:
+    """Run the network on `images`; see(name, inputs) is called for each of `layers` when the forward pass calls it."""
+    seen = set()
 
-    def measure(name: str):
-        def hook(layer: MatrixLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            if name in grams:
+    def watch(name: str):
+        def hook(_: MatrixLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            if name in seen:
                 raise ValueError(f"layer {name!r} runs more than once in a forward pass: its uses cannot be told apart")
-            grams[name] = gram_of(layer, args[0] if args else kwargs["input"])
-            if not torch.isfinite(grams[name]).all():
-                raise FloatingPointError(
-                    f"layer {name!r}: its input holds NaN or infinity; check the images and weights"
-                )
+            seen.add(name)
+            see(name, args[0] if args else kwargs["input"])
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(measure(name), with_kwargs=True) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         model(images)
     finally:
         for handle in handles:
             handle.remove()
-    missing = [name for name in layers if name not in grams]
+    missing = [name for name in layers if name not in seen]
     if missing:
         raise ValueError(
             f"layers that the forward pass never calls: {', '.join(missing)}; leave them out with `layers`"
         )
-    return grams
 
 
-def gram_of(layer: MatrixLayer, inputs: Tensor) -> Tensor:
-    """X^T X (d, d) in float64 for the rows that `layer` multiplies when called on `inputs`."""
-    if isinstance(layer, nn.Conv2d):
-        return patch_gram(layer, inputs)
-    X = input_rows(layer, inputs).double()
-    return X.T @ X
+class _GramSum:
+    """X^T X of one layer, summed over the inputs it is called on.
+
+    Writing a convolution's matrix can take longer than computing it, so it is its `patch_products` that are summed.
+    The matrix is written at the end, and when the size of the images changes.
+    """
+
+    def __init__(self, name: str, layer: MatrixLayer, product_dtype: torch.dtype | None):
+        self.name, self.layer, self.product_dtype = name, layer, product_dtype
+        self.gram: Tensor | None = None
+        self.products: Tensor | None = None
+        self.size: tuple[int, ...] = ()  # (h, w) of the images that `products` come from
+
+    def add(self, inputs: Tensor) -> None:
+        device, dtype = statistics_precision(inputs.device)
+        products, size = self._products(inputs.to(device), self.product_dtype or dtype)
+        if not torch.isfinite(products.sum()):
+            raise FloatingPointError(
+                f"layer {self.name!r}: its input holds NaN or infinity, or numbers too large to be multiplied; "
+                "check the images and weights"
+            )
+        if size != self.size:
+            self.write()
+            self.size = size
+        self.products = products if self.products is None else self.products.add_(products)
+
+    def _products(self, inputs: Tensor, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...]]:
+        if isinstance(self.layer, nn.Conv2d):
+            return patch_products(self.layer, inputs, dtype), tuple(inputs.shape[2:])
+        return row_gram(input_rows(self.layer, inputs), dtype), ()
+
+    def write(self) -> Tensor:
+        """X^T X (d, d) of all that was added."""
+        if self.products is not None:
+            gram = assemble_gram(self.layer, self.size, self.products) if self.size else self.products
+            self.gram = gram if self.gram is None else self.gram.add_(gram)
+            self.products = None
+        return self.gram
+
+
+def statistics_precision(device: torch.device) -> tuple[torch.device, torch.dtype]:
+    """Where the statistics of data on `device` are summed, always in float64, and the precision of their products.
+
+    Products are float64 as well where that is fast: on the CPU, and on CUDA GPUs of the compute capabilities in
+    `FAST_FLOAT64`, which do half as many float64 operations a second as float32 ones. Other CUDA GPUs do 1/32 or 1/64
+    as many: products are float32 there (never TF32). Apple's MPS has no float64 at all: its data goes to the CPU.
+    """
+    if device.type == "mps":
+        return torch.device("cpu"), torch.float64
+    slow = device.type == "cuda" and torch.cuda.get_device_capability(device) not in FAST_FLOAT64
+    return device, torch.float32 if slow else torch.float64
+
+
+def row_gram(X: Tensor, product_dtype: torch.dtype = torch.float64) -> Tensor:
+    """X^T X (d, d) of rows X (rows, d): a float64 sum over blocks of rows, each multiplied in `product_dtype`."""
+    gram = X.new_zeros(X.shape[1], X.shape[1], dtype=torch.float64)
+    with full_precision(X.device):
+        for rows in X.split(ROWS):
+            rows = rows.to(product_dtype)
+            gram += rows.T @ rows
+    return gram
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n,), ascending, and eigenvectors (n, n) of a symmetric matrix; see `Spectrum.of` for failures."""
+    try:
+        return torch.linalg.eigh(matrix)
+    except (torch.linalg.LinAlgError, NotImplementedError) as error:
+        n, device = len(matrix), matrix.device
+        warnings.warn(f"eigh of a {n} x {n} matrix failed on {device}: trying the CPU ({error})", stacklevel=3)
+        eigenvalues, basis = torch.linalg.eigh(matrix.cpu())
+        return eigenvalues.to(device), basis.to(device)
 
 
 @dataclass(frozen=True)
@@ -104,14 +188,20 @@ class Spectrum:
 
     @classmethod
     def of(cls, gram: Tensor) -> "Spectrum":
-        """The spectrum of a Gram matrix (n, n), computed in float64.
+        """The spectrum of a Gram matrix (n, n), computed in float64; on the CPU if its device has no float64.
+
+        Warns:
+            UserWarning: the device's eigensolver failed, and the CPU's did the work.
 
         Raises:
             FloatingPointError: the matrix holds NaN or infinity.
+            torch.linalg.LinAlgError: the CPU's eigensolver failed, too.
         """
         if not torch.isfinite(gram).all():
             raise FloatingPointError(f"a Gram matrix of shape {tuple(gram.shape)} holds NaN or infinity")
-        eigenvalues, basis = torch.linalg.eigh((gram.double() + gram.double().T) / 2)
+        device, _ = statistics_precision(gram.device)
+        gram = gram.to(device).double()
+        eigenvalues, basis = eigh((gram + gram.T) / 2)
         # A Gram matrix has no negative eigenvalue; what rounding makes of a zero is a zero.
         return cls(eigenvalues.flip(0).clamp_min(0), basis.flip(1))
 
