@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from urank.distributed import totals
 from urank.precision import has_fast_bfloat16
 from urank.replay import Replay
 
@@ -46,13 +47,12 @@ class Exact:
 
     def count(self, needed: int) -> int | None:
         """How many images are classified correctly, or None as soon as it is certain that fewer than `needed` are."""
-        correct = seen = 0
+        wrong = 0
         for logits, labels in self.outputs():
-            correct += int((logits.argmax(1) == labels).sum())
-            seen += len(labels)
-            if correct + self.total - seen < needed:
+            wrong += totals(int((logits.argmax(1) != labels).sum()))[0]
+            if self.total - wrong < needed:
                 return None
-        return correct
+        return self.total - wrong
 
     def outputs(self) -> Iterator[tuple[Tensor, Tensor]]:
         for logits, labels in self.replay:
@@ -96,27 +96,29 @@ class Screened(Bfloat16):
 
     def count(self, needed: int) -> int | None:
         margin = self._screen(needed)
-        doubtful = settled = torch.zeros_like(margin, dtype=torch.bool)
-        while len(margin) == self.total and (doubtful := (margin.abs() <= SAFETY * self.error) & ~settled).any():
+        if margin is None:
+            return None
+        settled = torch.zeros_like(margin, dtype=torch.bool)
+        while (doubtful := (margin.abs() <= SAFETY * self.error) & ~settled).any():
             exact = self._settle(doubtful)
             self._learn(exact, margin[doubtful])
-            settled = settled | doubtful
+            settled |= doubtful
             margin[doubtful] = exact
-        correct = int((margin > 0).sum())
-        return correct if len(margin) == self.total and correct >= needed else None
+        [correct] = totals(int((margin > 0).sum()))
+        return correct if correct >= needed else None
 
-    def _screen(self, needed: int) -> Tensor:
-        """Margins in bfloat16, (total,), or of fewer images where these are certain to be wrong too often."""
+    def _screen(self, needed: int) -> Tensor | None:
+        """Margins (images,) in bfloat16; None as soon as it is certain that too many are wrong."""
         screened, wrong = [], 0
         for logits, labels in self.outputs():
             screened.append(margins(logits, labels))
-            wrong += int((screened[-1] < -SAFETY * self.error).sum())
+            wrong += totals(int((screened[-1] < -SAFETY * self.error).sum()))[0]
             if self.total - wrong < needed:
-                break
+                return None
         return torch.cat(screened)
 
     def _settle(self, doubtful: Tensor) -> Tensor:
-        """Margins in full precision of the images chosen by `doubtful` (total,), run whole."""
+        """Margins in full precision of the images chosen by `doubtful` (images,), run whole."""
         first, exact = 0, []
         for images, labels in self.replay.batches:
             chosen = doubtful[first : first + len(labels)]
@@ -143,23 +145,26 @@ class Sequential(Exact):
 
     def prepare(self) -> int:
         self.right = torch.cat([logits.argmax(1) == labels for logits, labels in self.outputs()])
-        return int(self.right.sum())
+        [self.before] = totals(int(self.right.sum()))
+        return self.before
 
     def count(self, needed: int) -> int | None:
         """`needed` where the test accepts, else as `Exact`."""
         from scipy.stats import hypergeom  # takes a second, which only this counter waits for
 
-        now, risk = self.right.new_zeros(0), (1 - self.confidence) / len(list(self.replay.batches))
+        gained = lost = wrong = seen = own = 0
+        risk = (1 - self.confidence) / len(list(self.replay.batches))
         for logits, labels in self.outputs():
-            now = torch.cat([now, logits.argmax(1) == labels])
-            before = self.right[: len(now)]
-            gained, lost = int((now & ~before).sum()), int((before & ~now).sum())
-            too_many = int(self.right.sum()) + gained - needed + 1
-            if int(now.sum()) + self.total - len(now) < needed:
+            now, before = logits.argmax(1) == labels, self.right[own : own + len(labels)]
+            own += len(labels)
+            news = totals(*(int(images.sum()) for images in (now & ~before, before & ~now, ~now)), len(labels))
+            gained, lost, wrong, seen = (old + new for old, new in zip((gained, lost, wrong, seen), news))
+            if self.total - wrong < needed:
                 return None
-            if too_many <= int(self.right.sum()) and hypergeom.cdf(lost, self.total, too_many, len(now)) <= risk:
+            too_many = self.before + gained - needed + 1
+            if too_many <= self.before and hypergeom.cdf(lost, self.total, too_many, seen) <= risk:
                 return needed
-        return int(now.sum())
+        return self.before + gained - lost
 
 
 COUNTERS: dict[str, Callable] = dict(exact=Exact, screened=Screened, bfloat16=Bfloat16, sequential=Sequential)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from urank import datasets, models
 from urank.datasets import Batches, Dataset
 from urank.decompose import count_cost, decompose, load_compact, merge_useless, project_network, save_compact
+from urank.distributed import is_first, join, own_device, totals, wait
 from urank.files import read_json, read_weights, write_json, write_tensors, write_weights
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import RankPlan
@@ -167,7 +168,9 @@ def run(
         ValueError: the folder holds another experiment, or a name or option is unknown.
     """
     folder = Path(folder)
-    claim(folder, experiment, same_code)
+    join()
+    if is_first():
+        claim(folder, experiment, same_code)
     work = _Work(experiment, folder, pick_device(device), progress)
     stages = {stage.__name__.lstrip("_"): work.stage(stage) for stage in STAGES}
     record = Record(assemble(experiment, stages))
@@ -213,7 +216,7 @@ def plain(content):
 def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" is a GPU where there is one."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return own_device()
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
@@ -234,12 +237,15 @@ class _Work:
         """
         name = compute.__name__.lstrip("_")
         path = self.folder / f"{name}.json"
-        if not all(file.exists() for file in [path, *(self.folder / left for left in PRODUCES.get(name, []))]):
+        missing = not all(file.exists() for file in [path, *(self.folder / left for left in PRODUCES.get(name, []))])
+        if totals(int(missing and is_first()))[0]:  # as the first process sees it
             start = time.perf_counter()
             result = compute(self)
             made = dict(device=describe(self.device), date=datetime.now(UTC).date().isoformat(), code=code_digest())
             write_json(path, plain(result) | dict(made=made, seconds=round(time.perf_counter() - start, 1)))
-        (self.folder / f"{name}.ckpt").unlink(missing_ok=True)
+        if is_first():
+            (self.folder / f"{name}.ckpt").unlink(missing_ok=True)
+        wait()
         return read_json(path)
 
     @property

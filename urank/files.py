@@ -1,5 +1,7 @@
 """Files that are whole or absent: everything is written beside its place and then moved there.
 
+Of several processes that compute one thing together (see `distributed`) only the first writes.
+
 Weights are safetensors or are read with `weights_only=True`; nothing is unpickled.
 """
 
@@ -13,6 +15,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import nn
+
+from urank.distributed import is_first
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def write_json(path: Path, content: Any) -> None:
     A file that holds this content already keeps its date, so that nothing made from it seems out of date.
     """
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    if path.exists() and path.read_bytes() == text.encode():
+    if not is_first() or path.exists() and path.read_bytes() == text.encode():
         return
     with atomic(path) as temporary:
         temporary.write_text(text)
@@ -53,8 +57,9 @@ def read_json(path: Path) -> Any:
 
 def write_checkpoint(path: Path, state: dict) -> None:
     """Write tensors and plain values, atomically."""
-    with atomic(path) as temporary:
-        torch.save(state, temporary)
+    if is_first():
+        with atomic(path) as temporary:
+            torch.save(state, temporary)
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
@@ -78,8 +83,10 @@ def write_weights(path: Path, model: nn.Module) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write tensors by name as safetensors, atomically."""
-    with atomic(path) as temporary:
-        safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
+    if is_first():
+        with atomic(path) as temporary:
+            whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+            safetensors.torch.save_file(whole, temporary)
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from urank.counting import Sequential, choose_counter, margins
+from urank.distributed import processes, share, totals
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import COUNTS, LayerRank, Probe, RankPlan
 from urank.replay import DEFAULT_MEMORY, Replay
@@ -71,7 +72,7 @@ class Validation:
             FloatingPointError: the logits hold NaN or infinity.
         """
         with evaluating(model):
-            return sum(_checked_correct(model(images), labels) for images, labels in self)
+            return totals(sum(_checked_correct(model(images), labels) for images, labels in share(self)))[0]
 
     def hardest_first(self, model: nn.Module) -> "Validation":
         """The same images in the order of the margin by which `model` gets them right, the smallest first.
@@ -85,6 +86,21 @@ class Validation:
     def shuffled(self) -> "Validation":
         """The same images in a random order, always the same one."""
         return self._in_order(torch.randperm(self.total, generator=torch.Generator().manual_seed(0)))
+
+    def shared(self) -> "Validation":
+        """This process's share of the images, in their order, in as many batches as every other process's.
+
+        Raises:
+            ValueError: fewer images than processes.
+        """
+        number, count = processes()
+        if count == 1:
+            return self
+        if self.total < count:
+            raise ValueError(f"{self.total} validation images cannot be shared among {count} processes")
+        rounds = math.ceil(self.total / (count * max(len(labels) for _, labels in self)))
+        images, labels = (torch.cat(parts)[number::count].tensor_split(rounds) for parts in zip(*self.batches))
+        return Validation(zip(images, labels), self.counts)
 
     def _in_order(self, order: Tensor) -> "Validation":
         size = max(len(labels) for _, labels in self)
@@ -197,7 +213,7 @@ class _Search:
         self.base = self.correct = validation.count_correct(network)
         counter = choose_counter(evaluation, network)
         ordered = validation.shuffled() if counter is Sequential else validation.hardest_first(network)
-        self.replay = Replay(network, ordered, memory)
+        self.replay = Replay(network, ordered.shared(), memory)
         self.counter = counter(network, self.replay, validation.total)
         self.validation, self.allowed = validation, allowed_loss(tolerance, validation.total)
         self.probes: list[Probe] = []

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from urank.distributed import processes, total
 from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers
 from urank.patches import assemble_gram, full_precision, patch_products
 
@@ -30,7 +31,7 @@ def accumulate_grams(
     """X^T X (d, d) in float64 of every matrix layer, summed over `batches`, in the order of the forward pass.
 
     The network runs in evaluation mode, on its device and in its own precision. The sums are float64 and lie on that
-    device, or on the CPU where the device has no float64.
+    device, or on the CPU where the device has no float64. Several processes (see `distributed`) share each batch.
 
     Args:
         batches: batches of images, or of (images, labels), on the model's device.
@@ -48,16 +49,19 @@ def accumulate_grams(
     found = matrix_layers(model)
     chosen = {name: found[name] for name in check_names(layers, found)}
     sums: dict[str, _GramSum] = {}
+    number, count = processes()
 
     def add(name: str, inputs: Tensor) -> None:
         sums.setdefault(name, _GramSum(name, chosen[name], product_dtype)).add(inputs)
 
     with evaluating(model):
         for batch in tqdm(batches, desc="Gram matrices", unit="batch", leave=False, disable=not progress):
-            watch_inputs(model, images_of(batch), chosen, add)
+            images = images_of(batch)[number::count]
+            if len(images):
+                watch_inputs(model, images, chosen, add)
     if not sums:
-        raise ValueError("no calibration images: the batches to accumulate Gram matrices from are empty")
-    return {name: total.write() for name, total in sums.items()}
+        raise ValueError(f"no calibration images: Gram matrices need at least one for each of {count} process(es)")
+    return {name: total(gram.write()) for name, gram in sums.items()}
 
 
 def images_of(batch) -> Tensor:

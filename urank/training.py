@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
 from urank.datasets import Dataset
+from urank.distributed import is_first, processes, total
 from urank.files import read_checkpoint, write_checkpoint
 from urank.precision import autocast
 from urank.search import Validation
@@ -94,7 +96,8 @@ def fit(
 ) -> list[dict]:
     """Fit `model` in place on `dataset.train` and return a row (epoch, loss, accuracy, seconds) an epoch.
 
-    `loss` and `accuracy` (percent) are those of the augmented training images as they were seen.
+    `loss` and `accuracy` (percent) are those of the augmented training images as they were seen. Several processes
+    (see `distributed`) share each batch; batch norm then sees one share at a time.
 
     Args:
         checkpoint: file that is rewritten after every epoch and from which an interrupted fit goes on.
@@ -108,6 +111,8 @@ def fit(
         raise ValueError(
             f"{dataset.name}: {len(dataset.train)} training images do not fill a batch of {recipe.batch_size}"
         )
+    if recipe.batch_size % processes()[1]:
+        raise ValueError(f"a batch of {recipe.batch_size} cannot be shared evenly among {processes()[1]} processes")
     if recipe.crop >= min(dataset.train.images.shape[2:]):
         raise ValueError(f"{dataset.name}: a crop may shift by less than an image's side, not by {recipe.crop} pixels")
     model.to(device, memory_format=torch.channels_last)
@@ -138,6 +143,7 @@ class _Run:
 
     def __init__(self, model: nn.Module, recipe: Recipe, steps: int, seed: int):
         self.model, self.recipe, self.steps, self.seed = model, recipe, steps, seed
+        self.forward = DistributedDataParallel(model) if processes()[1] > 1 else model  # averages the gradients
         groups = param_groups_weight_decay(model, recipe.weight_decay)
         self.optimizer = torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
         self.schedule = make_schedule(self.optimizer, recipe, steps)
@@ -146,29 +152,31 @@ class _Run:
 
     def epoch(self, dataset: Dataset, train, epoch: int, description: str) -> tuple[float, float]:
         self.model.train()
-        device = train.images.device
-        torch.manual_seed(epoch_seed(self.seed, epoch))  # for networks that draw, by dropout say
+        device, (number, count) = train.images.device, processes()
+        torch.manual_seed(epoch_seed(self.seed, epoch) + number)  # for networks that draw, by dropout say
         generator = torch.Generator(device).manual_seed(epoch_seed(self.seed, epoch))
         order = torch.randperm(len(train), generator=generator, device=device)
         rows = order[: self.steps * self.recipe.batch_size].view(self.steps, -1)
         loss_sum = correct = torch.zeros((), device=device)
-        bar = tqdm(rows, desc=f"{description} {epoch + 1}/{self.recipe.epochs}", leave=False, unit="batch")
+        title = f"{description} {epoch + 1}/{self.recipe.epochs}"
+        bar = tqdm(rows, desc=title, leave=False, unit="batch", disable=not is_first())
         for step, chosen in enumerate(bar):
-            images = dataset.normalize(augment(train.images[chosen], self.recipe, generator))
-            loss, logits = self._step(images, train.labels[chosen])
+            images, labels = augment(train.images[chosen], self.recipe, generator), train.labels[chosen]
+            images, labels = dataset.normalize(images[number::count]), labels[number::count]
+            loss, logits = self._step(images, labels)
             loss_sum = loss_sum + loss
-            correct = correct + (logits.argmax(1) == train.labels[chosen]).sum()
+            correct = correct + (logits.argmax(1) == labels).sum()
             if self.ema is not None:
                 self.ema.update(self.model, step=epoch * self.steps + step)
         if not torch.isfinite(loss_sum):
             raise FloatingPointError(
                 f"{description}: the loss of epoch {epoch + 1} is not finite; lower the learning rate"
             )
-        return loss_sum.item() / self.steps, 100 * correct.item() / rows.numel()
+        return total(loss_sum).item() / (count * self.steps), 100 * total(correct).item() / rows.numel()
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, self.recipe.precision):
-            logits = self.model(images)
+            logits = self.forward(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,0 +1,56 @@
+"""The search and the Gram matrix as one would write them first: what the fast ones are measured against.
+
+Nothing is left out on purpose: float32, the same batches and memory format, one eigendecomposition a side. But every
+probe runs the whole network on all images, and a convolution's patches are written out.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
+from urank.plan import LayerRank, Probe, RankPlan
+from urank.search import allowed_loss
+from urank.subspaces import Spectrum, output_gram
+from urank.utilization import project_weight, utilized_rank
+
+
+def search(model: nn.Module, grams: dict[str, Tensor], batches: list, tolerance: float) -> RankPlan:
+    """The plan of `search_ranks` in joint mode, with the number correct of every probe."""
+    network = copy.deepcopy(model)
+    layers, probes, entries = matrix_layers(network), [], []
+    total = sum(len(labels) for _, labels in batches)
+    allowed = allowed_loss(tolerance, total)
+    base = correct = count(network, batches)
+    for name, gram in grams.items():
+        W = weight_matrix(layers[name])
+        sides = {"S": Spectrum.of(gram), "T": Spectrum.of(output_gram(gram, W))}
+        k = {side: len(spectrum.energy) for side, spectrum in sides.items()}
+        for side in sides:
+            lo, hi, needed = 1, k[side], correct - allowed
+            while lo < hi:
+                k[side] = (lo + hi) // 2
+                set_weight_matrix(layers[name], project_weight(W, *sides.values(), k["S"], k["T"]))
+                right = count(network, batches)
+                probes.append(Probe(name, side, k[side], right >= needed, right))
+                lo, hi, correct = (lo, k[side], right) if right >= needed else (k[side] + 1, hi, correct)
+            k[side] = lo
+        projected = project_weight(W, *sides.values(), k["S"], k["T"])
+        set_weight_matrix(layers[name], projected)
+        ranks = utilized_rank(W), k["S"], k["T"], utilized_rank(projected)
+        entries.append(LayerRank(name, *W.shape, *ranks, correct))
+    return RankPlan(tuple(entries), tolerance, "joint", total, base, tuple(probes))
+
+
+def count(network: nn.Module, batches: list) -> int:
+    with evaluating(network):
+        return sum(int((network(images).argmax(1) == labels).sum()) for images, labels in batches)
+
+
+def gram(conv: nn.Conv2d, images: Tensor) -> Tensor:
+    """X^T X of a convolution's patches, written out by `unfold`."""
+    X = F.unfold(images, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(1, 2).flatten(0, 1)
+    X = X.to(torch.float64)
+    return X.T @ X

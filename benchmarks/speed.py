@@ -1,0 +1,246 @@
+"""Both sides in one process, one after the other: the naive way against this package's, as ratios.
+
+    python benchmarks/speed.py                    # all parts at their default sizes, some ten minutes on two cores
+    python benchmarks/speed.py --only grams --images 200
+
+Seconds are those of the clock and of the processor; a machine that does other things as well disturbs the second less.
+Every part says whether both sides came to the same result.
+"""
+
+import gc
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import naive
+import pandas as pd
+import torch
+import typer
+from torch import Tensor, nn
+
+import urank
+from urank import datasets
+from urank.experiments import describe
+from urank.files import write_json
+from urank.layers import evaluating, matrix_layers
+from urank.patches import assemble_gram, patch_products
+from urank.precision import has_fast_bfloat16
+
+OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "speed.json"
+TOLERANCE = 0.5
+# network -> width, and validation images. Enough of both that a pass over the images takes most of the time.
+SEARCHES = {"vgg11": (0.5, 1000), "resnet18": (1.0, 500), "deit": (0.34, 300)}
+
+
+@dataclass
+class Measured:
+    """What a call returned and took: seconds of the clock and of the processor, and the most memory it added."""
+
+    result: Any
+    seconds: float
+    processor: float
+    peak: int
+
+
+def measured(call: Callable[[], Any]) -> Measured:
+    gc.collect()
+    before = reset_peak()
+    clock, processor = time.perf_counter(), time.process_time()
+    result = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return Measured(result, time.perf_counter() - clock, time.process_time() - processor, peak() - before)
+
+
+def reset_peak() -> int:
+    """Forget the peak of resident memory, where the system can (Linux), and return what is resident now."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def peak() -> int:
+    """The peak of resident memory in bytes; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def row(part: str, what: str, naive_side: Measured, ours: Measured, same: bool, **more: Any) -> dict:
+    return dict(
+        part=part,
+        what=what,
+        ratio=round(naive_side.seconds / ours.seconds, 2),
+        processor_ratio=round(naive_side.processor / ours.processor, 2),
+        same=same,
+        naive_seconds=round(naive_side.seconds, 1),
+        seconds=round(ours.seconds, 1),
+        naive_peak_mib=naive_side.peak >> 20,
+        peak_mib=ours.peak >> 20,
+        **more,
+    )
+
+
+def trained(network: str, width: float, epochs: int = 4) -> tuple[nn.Module, datasets.Dataset]:
+    """`network`, trained for a moment on the embedded digits."""
+    digits = datasets.load("digits10", train=6000, test=2000)
+    torch.manual_seed(0)
+    model = urank.create(network, 10, width)
+    lr = 0.05 if network in ("vgg11", "resnet18") else 0.02
+    recipe = urank.Recipe(epochs=epochs, batch_size=64, lr=lr, crop=2, flip=False)
+    urank.fit(model, digits, recipe)
+    return model.eval(), digits
+
+
+def search_part(network: str, images: int | None) -> list[dict]:
+    """The naive search against `search_ranks`: the same probes, decisions and ranks."""
+    width, default = SEARCHES[network]
+    model, digits = trained(network, width)
+    grams = urank.accumulate_grams(model, digits.batches(digits.train.take(2000)))
+    batches = list(digits.batches(digits.test.take(images or default)))
+    slow = measured(lambda: naive.search(model, grams, batches, TOLERANCE))
+    rows = []
+    for evaluation in ("exact", "screened"):
+        if evaluation == "exact" or has_fast_bfloat16(torch.device("cpu")):
+            fast = measured(lambda e=evaluation: urank.search_ranks(model, grams, batches, TOLERANCE, evaluation=e))
+            failed = sum(not probe.passed for probe in fast.result.probes)
+            more = dict(images=slow.result.total, probes=len(slow.result.probes), failed=failed)
+            what = f"{network}, width {width:g}, {len(grams)} layers, {evaluation}"
+            rows.append(row("search", what, slow, fast, same_plan(slow.result, fast.result), **more))
+    return rows
+
+
+def same_plan(one: urank.RankPlan, other: urank.RankPlan) -> bool:
+    """The same probes decided in the same way, and the same ranks and numbers correct."""
+    asked = [[(p.layer, p.side, p.k, p.passed) for p in plan.probes] for plan in (one, other)]
+    return asked[0] == asked[1] and one.layers == other.layers
+
+
+def approximations_part(images: int | None) -> list[dict]:
+    """What each optional approximation saves against the exact search, and how far its ranks lie from it."""
+    model, digits = trained("vgg11", 0.25)
+    grams = urank.accumulate_grams(model, digits.batches(digits.train.take(2000)))
+    batches = list(digits.batches(digits.test.take(images or 2000)))
+
+    def run(**options) -> Measured:
+        return measured(lambda: urank.search_ranks(model, grams, batches, TOLERANCE, **options))
+
+    exact, rows = run(evaluation="exact"), []
+    for what, options in {
+        "bfloat16 alone": dict(evaluation="bfloat16"),
+        "sequential test": dict(evaluation="sequential"),
+        "warm start": dict(evaluation="exact", warm_start=True),
+    }.items():
+        other = run(**options)
+        ranks = [[entry.rank for entry in plan.layers] for plan in (exact.result, other.result)]
+        more = dict(
+            probes=len(other.result.probes),
+            mlu_exact=round(100 * exact.result.mlu, 2),
+            mlu=round(100 * other.result.mlu, 2),
+            largest_rank_difference=max(abs(a - b) for a, b in zip(*ranks)),
+        )
+        rows.append(row("approximation", what, exact, other, ranks[0] == ranks[1], **more))
+    return rows
+
+
+def grams_part(images: int | None) -> list[dict]:
+    """`unfold` and a float64 product a batch against `patch_products`, on what VGG11's convolutions are called on."""
+    model = urank.create("vgg11").eval()
+    rows = []
+    for name, (conv, inputs) in inputs_of(model, torch.randn(images or 512, 3, 32, 32)).items():
+        slow, fast = (measured(partial(side, conv, inputs.split(64))) for side in (unfolded_gram, shared_gram))
+        error = (slow.result - fast.result).abs().max() / slow.result.abs().max()
+        what = f"{name}, {conv.in_channels} channels, {inputs.shape[2]} x {inputs.shape[3]}"
+        rows.append(row("Gram matrix", what, slow, fast, bool(error < 1e-10), relative_error=f"{error:.0e}"))
+    return rows
+
+
+def unfolded_gram(conv: nn.Conv2d, batches: Sequence[Tensor]) -> Tensor:
+    return sum(naive.gram(conv, batch) for batch in batches)
+
+
+def shared_gram(conv: nn.Conv2d, batches: Sequence[Tensor]) -> Tensor:
+    return assemble_gram(conv, batches[0].shape[2:], sum(patch_products(conv, batch) for batch in batches))
+
+
+def inputs_of(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, Tensor]]:
+    """Every convolution with what it is called on."""
+    seen: dict[str, tuple[nn.Conv2d, Tensor]] = {}
+    convolutions = {name: layer for name, layer in matrix_layers(model).items() if isinstance(layer, nn.Conv2d)}
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, args, name=name: seen.update({name: (layer, args[0].clone())}))
+        for name, layer in convolutions.items()
+    ]
+    with evaluating(model):
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def delve_part(images: int | None) -> list[dict]:
+    """delve's layer saturation against Gram matrices of the inputs, on the same network and images.
+
+    delve sums the covariance of each layer's outputs, m x m. Ours are d x d, and the outputs' follow from them.
+    """
+    try:
+        from delve import SaturationTracker
+    except ImportError as error:
+        typer.echo(f"delve is left out: {error}", err=True)
+        return []
+    model = urank.create("vgg11").eval()
+    batches = list(torch.randn(images or 512, 3, 32, 32).split(64))
+
+    logging.getLogger("delve").setLevel(logging.WARNING)
+
+    def saturation() -> None:
+        tracker = SaturationTracker("unused", save_to="print", modules=model, stats=["lsat"], device="cpu")
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+        tracker.add_saturations(save=False)
+        tracker.close()
+
+    slow, fast = measured(saturation), measured(lambda: urank.accumulate_grams(model, batches))
+    return [row("delve", "vgg11, outputs alone against inputs and outputs", slow, fast, same=False)]
+
+
+PARTS = dict(
+    vgg11=lambda images: search_part("vgg11", images),
+    resnet18=lambda images: search_part("resnet18", images),
+    deit=lambda images: search_part("deit", images),
+    approximations=approximations_part,
+    grams=grams_part,
+    delve=delve_part,
+)
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; may be repeated.")] = None,
+    images: Annotated[int | None, typer.Option(help="How many images, in place of each part's default.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the rows are written as JSON, part by part.")] = OUT,
+) -> None:
+    """Measure, print a table of ratios, write it with the hardware it was measured on."""
+    unknown = set(only or ()) - set(PARTS)
+    if unknown:
+        raise typer.BadParameter(f"no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
+    rows: list[dict] = []
+    for name in only or PARTS:
+        rows += PARTS[name](images)
+        write_json(out, dict(hardware=hardware(), rows=rows))
+    typer.echo(pd.DataFrame(rows).fillna("").to_string(index=False))
+
+
+def hardware() -> dict:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return dict(device=describe(device), cores=os.cpu_count(), system=platform.system(), torch=torch.__version__)
+
+
+if __name__ == "__main__":
+    typer.run(main)
