@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers
+from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers, operand
 from urank.patches import patch_gram
 
 
@@ -21,14 +21,16 @@ def accumulate_grams(
 ) -> dict[str, Tensor]:
     """X^T X (d, d) in float64 of every matrix layer, summed over `batches`, in the order of the forward pass.
 
-    The network runs in evaluation mode and in its own precision; the products are float64.
+    The network runs in evaluation mode and in its own precision; the products are float64. A layer that one forward
+    pass calls several times is measured on the inputs of all its uses together, as one W has to serve them all; to
+    tell them apart, measure `separate_uses(model, images)`.
 
     Args:
         batches: batches of images, or of (images, labels), on the model's device.
         layers: measure only these; default all of `matrix_layers(model)`.
 
     Raises:
-        ValueError: no batch, an unknown layer name, or a layer that never runs or runs twice in one pass.
+        ValueError: no batch, an unknown layer name, or a layer that never runs.
         FloatingPointError: an input of a layer holds NaN or infinity.
     """
     found = matrix_layers(model)
@@ -60,10 +62,9 @@ def batch_grams(model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer]
 
     def measure(name: str):
         def hook(layer: MatrixLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            if name in grams:
-                raise ValueError(f"layer {name!r} runs more than once in a forward pass: its uses cannot be told apart")
-            grams[name] = gram_of(layer, args[0] if args else kwargs["input"])
-            if not torch.isfinite(grams[name]).all():
+            gram = gram_of(*operand(layer, args, kwargs))
+            grams[name] = gram if name not in grams else grams[name].add_(gram)
+            if not torch.isfinite(gram).all():
                 raise FloatingPointError(
                     f"layer {name!r}: its input holds NaN or infinity; check the images and weights"
                 )
