@@ -2,11 +2,15 @@ import copy
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from conftest import NETWORKS, briefly_trained, in_batches, small_cnn, structured_images
+from timm.layers import Conv2dSame, Linear
 from torch import nn
 from torch.nn.utils import parameters_to_vector
+from torchvision.models import ResNet50_Weights, VisionTransformer, ViT_B_16_Weights, resnet50, vit_b_16
 
+from urank.attention import explicit_attention
 from urank.decompose import (
     Cost,
     count_cost,
@@ -37,6 +41,8 @@ LAYERS = {
     "reflect": (lambda: nn.Conv2d(3, 5, 3, padding=2, padding_mode="reflect"), (3, 8, 7)),
     "circular": (lambda: nn.Conv2d(3, 5, (2, 3), padding="same", padding_mode="circular"), (3, 8, 7)),
     "one by one": (lambda: nn.Conv2d(6, 4, 1, stride=2), (6, 8, 7)),
+    "padded by its forward": (lambda: Conv2dSame(3, 5, (3, 2), stride=2, dilation=(1, 2)), (3, 8, 7)),
+    "of another class": (lambda: Linear(6, 5), (6,)),
 }
 
 
@@ -48,6 +54,12 @@ def plan_of(model, ranks, k=None):
         rank = min(d, m) if rank is None else rank
         entries.append(LayerRank(name, d, m, min(d, m), k_s=d, k_t=m, rank=rank, correct=0))
     return RankPlan(tuple(entries), None, "given", 0, 0)
+
+
+def plan_of_layers(model, names):
+    """A plan that gives each of `names` its full rank."""
+    plan = full_plan(model)
+    return replace(plan, layers=tuple(plan[name] for name in names))
 
 
 def full_plan(model):
@@ -87,7 +99,10 @@ class TestSplit:
         r = min(r, d, m)
         pair = split(layer, r)
         assert sum(p.numel() for p in pair.parameters()) == r * (d + m) + (m if layer.bias is not None else 0)
-        assert type(pair[0]) is type(pair[1]) is type(layer)
+        assert type(pair[0]) is type(layer)
+        assert type(pair[1]) is (nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d)
+        widths = {getattr(pair[0], name, r) for name in ("out_features", "out_channels")}
+        assert widths == {r} and pair[0].weight.requires_grad
 
     @pytest.mark.parametrize("name", ["linear", "stride and padding"])
     def test_of_a_layer_of_lower_rank_is_exact(self, name):
@@ -101,6 +116,15 @@ class TestSplit:
 
     def test_keeps_the_precision(self):
         assert {p.dtype for p in split(nn.Conv2d(3, 4, 3).bfloat16(), 2).parameters()} == {torch.bfloat16}
+
+    def test_leaves_the_layer_alone(self):
+        layer = Conv2dSame(3, 5, 3)
+        before = copy.deepcopy(layer)
+        with torch.no_grad():
+            for parameter in split(layer, 2).parameters():
+                parameter.zero_()
+        assert repr(layer) == repr(before)
+        assert torch.equal(layer.weight, before.weight) and torch.equal(layer.bias, before.bias)
 
     @pytest.mark.parametrize(("d", "m"), [(7, 4), (4, 7)])
     def test_factor_is_the_best_approximation(self, d, m):
@@ -210,6 +234,30 @@ class TestDecompose:
         with pytest.raises(ValueError, match="'features.0' that the network does not have"):
             use(small_cnn(), full_plan(create("vgg11", width=0.125)))
 
+    @pytest.mark.parametrize("rank", [-1, 9])
+    def test_a_rank_that_the_layer_cannot_have_is_refused(self, rank):
+        with pytest.raises(ValueError, match=f"'0' is 27 x 8: its rank cannot be {rank}"):
+            decompose(small_cnn(), plan_of(small_cnn(), [rank, 1, 1, 1]))
+
+    def test_a_layer_that_comes_twice_is_refused(self):
+        plan = plan_of(small_cnn(), [1, 2, 3, 4])
+        with pytest.raises(ValueError, match="layer '3' twice"):
+            decompose(small_cnn(), replace(plan, layers=(*plan.layers, plan.layers[1])))
+
+    def test_a_network_that_is_one_layer_is_split_merged_and_saved(self, tmp_path):
+        network, x = nn.Linear(6, 5).double(), images_like((6,))
+        grams = accumulate_grams(network, [x], progress=False)
+        assert list(grams) == [""]
+        plan = plan_of(network, [5])
+        compact = decompose(project_network(network, plan, grams), plan)
+        assert isinstance(compact, nn.Sequential) and isinstance(network, nn.Linear)
+        save_compact(compact, plan, tmp_path)
+        merged, loaded = merge_useless(compact, network, plan), load_compact(network, tmp_path)
+        assert type(merged) is nn.Linear
+        with torch.no_grad():
+            for found in (compact, merged, loaded):
+                torch.testing.assert_close(found(x), network(x))
+
     def test_a_missing_gram_is_named(self, measured):
         network, grams, plan = measured
         with pytest.raises(ValueError, match="'9'"):
@@ -285,6 +333,50 @@ class TestCost:
         assert found == Cost(weights + 512 * 10 + 10, macs + 512 * 10)
         assert round(found.params / 1e6, 2) == millions
 
+    @pytest.mark.parametrize("need_weights", [False, True])
+    @pytest.mark.parametrize("batch_first", [False, True])
+    def test_of_attention_is_four_projections_and_two_products(self, need_weights, batch_first):
+        """n tokens of width d: 4 n d^2, and n^2 d for Q K^T and as much for the product with V."""
+
+        class Attend(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.attention = nn.MultiheadAttention(d, 2, batch_first=batch_first)
+
+            def forward(self, x):
+                x = x if batch_first else x.transpose(0, 1)
+                return self.attention(x, x, x, need_weights=need_weights)[0]
+
+        n, d = 7, 6
+        expected = Cost(4 * d * d + 4 * d, 4 * n * d * d + 2 * n * n * d)
+        network = Attend()
+        assert count_cost(network, (n, d)) == count_cost(explicit_attention(network), (n, d)) == expected
+
+    @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+    def test_of_torchs_encoder_does_not_hide_in_its_fused_kernels(self):
+        n, d, hidden = 7, 6, 10
+        network = nn.TransformerEncoder(nn.TransformerEncoderLayer(d, 2, hidden, batch_first=True), 3)
+        macs = 3 * (4 * n * d * d + 2 * n * n * d + 2 * n * d * hidden)
+        assert count_cost(network, (n, d)).macs == count_cost(explicit_attention(network), (n, d)).macs == macs
+        assert torch.backends.mha.get_fastpath_enabled() and torch.backends.cuda.flash_sdp_enabled()
+
+    def test_of_a_vision_transformer_in_closed_form(self):
+        d, hidden, layers, patch, classes, n = 12, 20, 2, 4, 5, 2 * 2 + 1
+        network = VisionTransformer(8, patch, layers, 2, d, hidden, num_classes=classes)
+        block = 4 * n * d * d + 2 * n * n * d + 2 * n * d * hidden
+        macs = (n - 1) * 3 * patch**2 * d + layers * block + d * classes
+        assert count_cost(network, (3, 8, 8)).macs == count_cost(explicit_attention(network), (3, 8, 8)).macs == macs
+
+    @pytest.mark.parametrize(
+        ("build", "weights"), [(resnet50, ResNet50_Weights.IMAGENET1K_V1), (vit_b_16, ViT_B_16_Weights.IMAGENET1K_V1)]
+    )
+    def test_is_what_torchvision_documents(self, build, weights):
+        with torch.device("meta"):
+            network = explicit_attention(build())
+        found = count_cost(network, (3, 224, 224))
+        assert round(found.macs / 1e9, 2) == pytest.approx(weights.meta["_ops"], abs=0.006)
+        assert found.params == weights.meta["num_params"]
+
     def test_leaves_the_network_alone(self):
         network = small_cnn().train()
         before = copy.deepcopy(network.state_dict())
@@ -352,3 +444,67 @@ class TestFiles:
         other[8] = nn.BatchNorm2d(3)
         with pytest.raises(ValueError, match=r"weights\.safetensors"):
             load_compact(nn.Sequential(*other, nn.LayerNorm(4)), saved)
+
+
+def tiny_vit():
+    model = VisionTransformer(
+        image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=20, num_classes=4
+    )
+    nn.init.normal_(model.heads.head.weight, std=0.3)  # torchvision begins with zeros
+    return explicit_attention(model)
+
+
+def padded_cnn():
+    return nn.Sequential(
+        Conv2dSame(3, 8, 3, stride=2),
+        nn.ReLU(),
+        Conv2dSame(8, 10, 3, bias=False),
+        nn.ReLU(),
+        Conv2dSame(10, 8, 2, stride=2),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "layers"), [(tiny_vit, 1 + 2 * 4 + 1), (padded_cnn, 4)], ids=["attention", "padding forwards"]
+)
+class TestFromImagesToFactors:
+    def test_at_no_tolerance_the_factors_lose_nothing(self, build, layers):
+        network = briefly_trained(build())
+        grams = accumulate_grams(network, in_batches(*structured_images(64, seed=2), 32), progress=False)
+        images, labels = structured_images(60, seed=3)
+        plan = search_ranks(network, grams, in_batches(images, labels, 20), tolerance=0, progress=False)
+        assert len(plan.layers) == layers
+        assert any(entry.rank < min(entry.d, entry.m) for entry in plan.layers)
+        projected = project_network(network, plan, grams)
+        compact = decompose(projected, plan)
+        with torch.no_grad():
+            logits = [each.eval()(images) for each in (network, projected, compact)]
+        before, after, factored = ((each.argmax(1) == labels).sum().item() for each in logits)
+        assert before == plan.correct and after == plan.layers[-1].correct >= before
+        assert (logits[2] - logits[1]).norm() <= 0.1 * logits[1].norm()
+        assert abs(factored - after) <= 2
+
+    def test_at_full_rank_computes_the_same(self, build, layers, tmp_path):
+        network = build().double().eval()
+        images, plan = images_like((3, 8, 8)), full_plan(network)
+        compact = decompose(network, plan)
+        save_compact(compact, plan, tmp_path)
+        with torch.no_grad():
+            for found in (compact, load_compact(network, tmp_path), merge_useless(compact, network, plan)):
+                torch.testing.assert_close(found.eval()(images), network(images))
+
+
+def test_a_network_of_timm_at_another_size_than_it_was_measured_at():
+    """Its strided convolutions pad by the size of the image, also as factors."""
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=4).double().eval()
+    names = [name for name, layer in matrix_layers(network).items() if type(layer) is Conv2dSame]
+    assert names == ["conv_stem"]  # its other strided convolutions are depthwise
+    grams = accumulate_grams(network, [images_like((3, 32, 32), 2)], layers=names, progress=False)
+    plan = plan_of_layers(network, names)
+    compact = decompose(project_network(network, plan, grams), plan)
+    for size in (32, 33):
+        x = images_like((3, size, size), 1)
+        with torch.no_grad():
+            torch.testing.assert_close(compact(x), network(x))

@@ -1,8 +1,22 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, Linear, ScaledStdConv2d, StdConv2d
+from timm.layers.conv2d_same import Conv2dSameExport
 from torch import nn
+from torchvision.models import SwinTransformer, VisionTransformer
 
-from urank.layers import evaluating, input_rows, matrix_layers, set_weight_matrix, skipped_layers, weight_matrix
+from urank.layers import (
+    coverage,
+    evaluating,
+    input_rows,
+    matrix_layers,
+    operand,
+    set_weight_matrix,
+    skipped_layers,
+    weight_matrix,
+)
+from urank.subspaces import accumulate_grams
 
 CONVOLUTIONS = {
     "plain": dict(kernel_size=3),
@@ -109,7 +123,7 @@ def test_one_layer_at_two_places_is_refused_by_both():
 def test_a_weight_tied_to_an_embedding_is_refused():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
     model[1].weight = model[0].weight
-    with pytest.raises(ValueError, match="share one weight"):
+    with pytest.raises(ValueError, match="share one weight: measure separate_uses"):
         matrix_layers(model)
 
 
@@ -138,6 +152,155 @@ def test_a_computed_weight_is_not_taken_for_a_stored_one():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
     assert list(matrix_layers(model)) == ["1"]
     assert list(skipped_layers(model)) == ["0"]
+
+
+class Forward(nn.Linear):
+    """A linear layer with a forward that a test gives it."""
+
+    def __init__(self, forward):
+        super().__init__(4, 3)
+        self.compute = forward
+
+    def forward(self, x):
+        return self.compute(self, x)
+
+
+def spoilt(layer, x):
+    y = F.linear(x, layer.weight, layer.bias)
+    y += 1
+    return y
+
+
+MATRICES = {
+    "timm's linear": Linear(4, 3),
+    "padded as in TensorFlow": Conv2dSame(3, 4, (3, 2), stride=2, dilation=(2, 1)),
+    "padded by a module": Conv2dSameExport(3, 4, 3, stride=2),
+    "another operand": Forward(lambda layer, x: F.linear(x.relu() / 2, layer.weight, layer.bias)),
+    "by keyword": Forward(lambda layer, x: F.linear(bias=layer.bias, weight=layer.weight, input=x)),
+    "in the weight's precision": Forward(lambda layer, x: F.linear(x.to(layer.weight), layer.weight, layer.bias)),
+}
+NO_MATRICES = {
+    "standardised": (StdConv2d(3, 4, 3), "computes the weight"),
+    "standardised and scaled": (ScaledStdConv2d(3, 4, 3), "computes the weight"),
+    "a part of the weight": (Forward(lambda layer, x: F.linear(x[:, :2], layer.weight[:, :2])), "computes the weight"),
+    "a bias of its own": (Forward(lambda layer, x: F.linear(x, layer.weight, 2 * layer.bias)), "computes the bias"),
+    "no bias": (Forward(lambda layer, x: F.linear(x, layer.weight)), "computes the bias"),
+    "scaled": (Forward(lambda layer, x: 2 * F.linear(x, layer.weight, layer.bias)), "more than multiply"),
+    "changed in place": (Forward(spoilt), "more than multiply"),
+    "its input changed": (Forward(lambda layer, x: F.linear(x.mul_(2), layer.weight, layer.bias)), "more than"),
+    "a sum": (Forward(lambda layer, x: nn.Linear.forward(layer, x) + nn.Linear.forward(layer, x)), "2 calls"),
+    "without its product": (Forward(lambda layer, x: x @ layer.weight.T + layer.bias), "0 calls"),
+    "a view of it": (
+        Forward(lambda layer, x: F.linear(x, layer.weight, layer.bias)[:, :3]),
+        "more than multiply",
+    ),
+    "not for fewer outputs": (
+        Forward(lambda layer, x: F.linear(x * layer.weight.sum(1)[2], layer.weight, layer.bias)),
+        "cannot be tried out on the meta device: index 2",
+    ),
+    "reads a number": (
+        Forward(lambda layer, x: F.linear(x * x.sum().item(), layer.weight, layer.bias)),
+        "cannot be tried out on the meta device",
+    ),
+}
+
+
+class TestForwardsOfTheirOwn:
+    @pytest.mark.parametrize("layer", MATRICES.values(), ids=MATRICES)
+    def test_what_multiplies_what_it_prepares_is_a_matrix(self, layer):
+        model = nn.Sequential(layer).double()
+        assert list(matrix_layers(model)) == ["0"] and skipped_layers(model) == {}
+        shape = (5, 4) if isinstance(layer, nn.Linear) else (2, 3, 8, 7)
+        x = torch.randn(shape, dtype=torch.float64)
+        with torch.no_grad():
+            expected = layer(x).movedim(1, -1).reshape(-1, layer.weight.shape[0])
+            Y = input_rows(*operand(layer, (x,), {})) @ weight_matrix(layer) + layer.bias
+        torch.testing.assert_close(Y, expected)
+
+    @pytest.mark.parametrize(("layer", "reason"), NO_MATRICES.values(), ids=NO_MATRICES)
+    def test_what_does_anything_else_is_not(self, layer, reason):
+        model = nn.ModuleDict(dict(measured=nn.Linear(2, 2), other=layer))
+        assert list(matrix_layers(model)) == ["measured"]
+        assert reason in skipped_layers(model)["other"] and type(layer).__name__ in skipped_layers(model)["other"]
+
+    def test_a_subclass_with_torchs_forward_needs_no_trial(self):
+        class Named(nn.Linear):
+            def __deepcopy__(self, memo):
+                raise AssertionError("no copy is needed")
+
+        assert list(matrix_layers(nn.Sequential(Named(3, 2)))) == ["0"]
+
+    def test_a_convolution_that_overrides_the_inner_method_is_tried_out(self):
+        class Halved(nn.Conv2d):
+            def _conv_forward(self, input, weight, bias):
+                return super()._conv_forward(input, weight / 2, bias)
+
+        assert "computes the weight" in skipped_layers(nn.Sequential(Halved(2, 2, 1), nn.Linear(2, 2)))["0"]
+
+    def test_a_forward_put_on_one_layer_is_tried_out(self):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        model[0].forward = lambda x: 2 * nn.Linear.forward(model[0], x)
+        assert list(skipped_layers(model)) == ["0"]
+
+    def test_a_trial_leaves_the_layer_alone(self):
+        layer = Conv2dSameExport(3, 4, 3, stride=2).train()
+        matrix_layers(nn.Sequential(layer))
+        assert layer.pad is None and layer.training and layer.weight.device.type == "cpu"
+
+
+class Holder(nn.Module):
+    """Holds parameters itself: a table of positions, a scale, and a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions, self.scale = nn.Parameter(torch.zeros(1, 5, 4)), nn.Parameter(torch.ones(4))
+        self.layer = nn.Linear(4, 3)
+
+
+class TestCoverage:
+    def test_is_a_row_for_each_holder_of_a_matrix(self):
+        model = nn.Sequential(Holder(), nn.LSTM(3, 2), nn.BatchNorm1d(6), nn.MultiheadAttention(6, 2))
+        frame = coverage(model).set_index("layer")
+        assert list(frame.index) == ["0", "0.layer", "1", "3"]
+        assert list(frame.params) == [20 + 4, 12 + 3, 4 * 2 * (3 + 2 + 2), 4 * (36 + 6)]
+        assert list(frame.measured) == [False, True, False, False]
+        assert frame.share.sum() == pytest.approx(1 - 12 / sum(p.numel() for p in model.parameters()))
+        assert frame.reason["0"] == "Holder (positions) is not a linear layer or a 2-d convolution"
+        assert "weight_ih_l0, weight_hh_l0" in frame.reason["1"]
+        assert frame.reason["0.layer"] == ""
+        assert skipped_layers(model) == dict(frame.reason[~frame.measured])
+
+    def test_names_what_the_root_holds(self):
+        model = VisionTransformer(image_size=8, patch_size=4, num_layers=1, num_heads=2, hidden_dim=12, mlp_dim=20)
+        skipped = skipped_layers(model)
+        assert list(skipped) == ["", "encoder", "encoder.layers.encoder_layer_0.self_attention"]
+        assert "class_token" in skipped[""] and "pos_embedding" in skipped["encoder"]
+        reason = skipped["encoder.layers.encoder_layer_0.self_attention"]
+        assert all(word in reason for word in ("in_proj_weight", "out_proj.weight", "explicit_attention(model)"))
+        assert not any("self_attention" in name for name in matrix_layers(model))
+
+    def test_names_the_weights_of_an_attention_of_several_widths(self):
+        reason = skipped_layers(nn.MultiheadAttention(4, 2, kdim=3))[""]
+        assert all(name in reason for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"))
+
+    def test_counts_a_shared_weight_once(self):
+        model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+        model[1].weight = model[0].weight
+        assert list(coverage(model).params) == [20, 5]
+
+    def test_with_images_finds_the_layers_whose_weights_others_read(self):
+        """torchvision's Swin transformer multiplies by `qkv.weight` and `proj.weight` without calling the layers."""
+        model = SwinTransformer([4, 4], 8, [2], [2], [2, 2], num_classes=3)
+        frame = coverage(model, torch.randn(1, 3, 8, 8)).set_index("layer")
+        uncalled = [f"features.1.{block}.attn.{name}" for block in range(2) for name in ("qkv", "proj")]
+        assert list(frame.index[frame.reason.str.contains("never calls it")]) == uncalled
+        assert "relative_position_bias_table" in frame.reason["features.1.0.attn"]
+        assert set(uncalled) <= set(matrix_layers(model))
+        with pytest.raises(ValueError, match=f"never calls: {', '.join(uncalled)};"):
+            accumulate_grams(model, [torch.randn(1, 3, 8, 8)], progress=False)
+
+    def test_of_a_network_without_matrices_is_empty(self):
+        assert coverage(nn.Sequential(nn.ReLU(), nn.LayerNorm(3))).empty
 
 
 def mixed_modes():

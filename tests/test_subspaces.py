@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from conftest import NETWORKS, in_batches, structured_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import Conv2dSame
 from torch import nn
 
 from urank import subspaces
@@ -170,7 +171,7 @@ class TestGrams:
             accumulate_grams(model, [torch.randn(5, 3)], progress=False)
         assert not any(layer._forward_pre_hooks for layer in model)
 
-    def test_refuse_a_layer_that_runs_twice(self):
+    def test_of_a_layer_that_runs_twice_are_of_both_its_inputs(self):
         class Twice(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -179,8 +180,21 @@ class TestGrams:
             def forward(self, x):
                 return self.layer(self.layer(x).relu())
 
-        with pytest.raises(ValueError, match="'layer' runs more than once"):
-            accumulate_grams(Twice(), [torch.randn(2, 3)], progress=False)
+        model, x = Twice().double(), torch.randn(4, 3, dtype=torch.float64)
+        X = torch.cat([x, model.layer(x).relu()]).detach()
+        torch.testing.assert_close(accumulate_grams(model, [x], progress=False)["layer"], X.T @ X)
+
+    def test_of_a_layer_with_a_forward_of_its_own_are_of_what_it_multiplies(self):
+        """timm's `Conv2dSame` pads by the size of each image: 9 x 8 by 1 row above, 1 below and 1 column behind."""
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), Conv2dSame(4, 5, (3, 2), stride=2, dilation=(1, 2))).double()
+        batches = [torch.randn(2, 3, 9, 8, dtype=torch.float64), torch.randn(2, 3, 6, 6, dtype=torch.float64)]
+        expected = 0
+        for x, border in zip(batches, [(0, 1, 1, 1), (0, 1, 0, 1)]):
+            X = F.unfold(F.pad(model[0](x).detach(), border), (3, 2), dilation=(1, 2), stride=2).transpose(1, 2)
+            X = X.flatten(0, 1)
+            expected = expected + X.T @ X
+            assert len(X) == model(x).shape[2:].numel() * len(x)
+        torch.testing.assert_close(accumulate_grams(model, batches, progress=False)["1"], expected)
 
     def test_refuse_a_layer_that_never_runs_unless_it_is_left_out(self):
         class Unused(nn.Module):

@@ -6,10 +6,11 @@ tables of arXiv 2407.04797.
 """
 
 import urank._operators  # noqa: F401  must precede the first import of torchvision or timm
+from urank.attention import explicit_attention
 from urank.baselines import energy_rank, output_pca, weight_svd
 from urank.decompose import Cost, count_cost, decompose, load_compact, merge_useless, project_network, save_compact
 from urank.experiments import Experiment, Record, run
-from urank.layers import matrix_layers, set_weight_matrix, skipped_layers, weight_matrix
+from urank.layers import coverage, matrix_layers, set_weight_matrix, skipped_layers, weight_matrix
 from urank.models import create
 from urank.plan import LayerRank, Probe, RankPlan
 from urank.profiles import load_profile, reproduce
@@ -17,6 +18,7 @@ from urank.replay import Replay
 from urank.search import Validation, search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, projector
 from urank.training import Recipe, evaluate, fit
+from urank.uses import separate_uses
 from urank.utilization import error_bound, mean_layer_utilization, project_weight, utilized_rank
 
 __all__ = [
@@ -32,12 +34,14 @@ __all__ = [
     "Validation",
     "accumulate_grams",
     "count_cost",
+    "coverage",
     "create",
     "decompose",
     "dimension_for_energy",
     "energy_rank",
     "error_bound",
     "evaluate",
+    "explicit_attention",
     "fit",
     "load_compact",
     "load_profile",
@@ -53,6 +57,7 @@ __all__ = [
     "run",
     "save_compact",
     "search_ranks",
+    "separate_uses",
     "set_weight_matrix",
     "skipped_layers",
     "utilized_rank",

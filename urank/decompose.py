@@ -6,15 +6,18 @@ Both start as the singular value decomposition of the weight, singular values fo
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from urank.files import read_weights, write_weights
-from urank.layers import MatrixLayer, evaluating, matrix_layers, set_weight_matrix, weight_matrix
+from urank.layers import MatrixLayer, evaluating, matrix_layers, set_weight_matrix, thin, weight_matrix
 from urank.plan import LayerRank, RankPlan
 from urank.subspaces import Spectrum, output_gram
 from urank.utilization import project_weight
@@ -41,14 +44,27 @@ def project_network(model: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor
 
 def planned_layers(model: nn.Module, plan: RankPlan) -> list[tuple[LayerRank, MatrixLayer]]:
     """Each entry of `plan` with the layer it speaks of; a plan of another network is refused."""
-    layers = matrix_layers(model)
+    layers, seen = matrix_layers(model), set()
     for entry in plan.layers:
         if entry.layer not in layers:
             raise ValueError(f"the plan speaks of a layer {entry.layer!r} that the network does not have")
-        shape = tuple(weight_matrix(layers[entry.layer]).shape)
-        if shape != (entry.d, entry.m):
-            raise ValueError(f"layer {entry.layer!r} is {shape[0]} x {shape[1]}, in the plan {entry.d} x {entry.m}")
+        if entry.layer in seen:
+            raise ValueError(f"the plan speaks of layer {entry.layer!r} twice")
+        seen.add(entry.layer)
+        d, m = weight_matrix(layers[entry.layer]).shape
+        if (d, m) != (entry.d, entry.m):
+            raise ValueError(f"layer {entry.layer!r} is {d} x {m}, in the plan {entry.d} x {entry.m}")
+        if not 0 <= entry.rank <= min(d, m):
+            raise ValueError(f"layer {entry.layer!r} is {d} x {m}: its rank cannot be {entry.rank}, as the plan says")
     return [(entry, layers[entry.layer]) for entry in plan.layers]
+
+
+def put(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """`network` with `module` in the place of what is at `path`; `module` itself where that is all of the network."""
+    if path == "":
+        return module
+    network.set_submodule(path, module)
+    return network
 
 
 def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn.Module:
@@ -64,7 +80,7 @@ def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn
     network = copy.deepcopy(model)
     for entry, layer in planned_layers(network, plan):
         if entry.useful or not useful_only:
-            network.set_submodule(entry.layer, split(layer, max(1, entry.rank)))
+            network = put(network, entry.layer, split(layer, max(1, entry.rank)))
     return network
 
 
@@ -87,20 +103,15 @@ def split(layer: MatrixLayer, r: int) -> nn.Sequential:
 
 
 def empty_split(layer: MatrixLayer, r: int) -> nn.Sequential:
-    """The two layers of `split` before they have weights, on the device and in the precision of `layer`."""
-    like = dict(device=layer.weight.device, dtype=layer.weight.dtype)
-    bias = layer.bias is not None
+    """The two layers of `split` before they have weights, on the device and in the precision of `layer`.
+
+    The first is a copy of `layer`, so that what its own forward does (padding, say) is still done; the second is
+    torch's plain linear layer or 1 x 1 convolution.
+    """
+    like = dict(bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype)
     if isinstance(layer, nn.Linear):
-        return nn.Sequential(
-            nn.Linear(layer.in_features, r, bias=False, **like), nn.Linear(r, layer.out_features, bias, **like)
-        )
-    geometry = dict(
-        stride=layer.stride, padding=layer.padding, dilation=layer.dilation, padding_mode=layer.padding_mode
-    )
-    return nn.Sequential(
-        nn.Conv2d(layer.in_channels, r, layer.kernel_size, bias=False, **geometry, **like),
-        nn.Conv2d(r, layer.out_channels, 1, bias=bias, **like),
-    )
+        return nn.Sequential(thin(layer, r), nn.Linear(r, layer.out_features, **like))
+    return nn.Sequential(thin(layer, r), nn.Conv2d(r, layer.out_channels, 1, **like))
 
 
 def merge_useless(compact: nn.Module, original: nn.Module, plan: RankPlan) -> nn.Module:
@@ -123,38 +134,40 @@ def merge_useless(compact: nn.Module, original: nn.Module, plan: RankPlan) -> nn
             set_weight_matrix(merged, weight_matrix(first) @ weight_matrix(second))
             if merged.bias is not None:
                 merged.bias.data.copy_(second.bias.data)
-            network.set_submodule(entry.layer, merged)
+            network = put(network, entry.layer, merged)
     return network
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters of a network, and the multiply-accumulate operations its matrices take for one image."""
+    """Parameters of a network, and the multiply-accumulate operations its products take for one image."""
 
     params: int
     macs: int
 
 
 def count_cost(model: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -> Cost:
-    """Count all parameters, and the MACs of linear layers and convolutions for one image (c, h, w).
+    """Count all parameters, and the MACs of all matrix products and convolutions for one image (c, h, w).
 
-    A layer costs one MAC for each weight and each row it multiplies. Norms, activations and biases are not counted.
+    A layer costs one MAC for each weight and each row it multiplies; attention also Q K^T and the product with V,
+    2 n^2 d for n tokens of width d. Norms, activations and biases are not counted.
     """
-    macs = 0
+    image = next(model.parameters()).new_zeros(1, *image_shape)
+    with evaluating(model), products_in_sight(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return Cost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2)
 
-    def count(layer: nn.Module, _, output: Tensor) -> None:
-        nonlocal macs
-        macs += layer.weight.numel() * (output.numel() // layer.weight.shape[0])
 
-    layers = [module for module in model.modules() if isinstance(module, MatrixLayer)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
+@contextmanager
+def products_in_sight() -> Iterator[None]:
+    """Inside the block attention is computed by single products: the flop counter does not see into fused kernels."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(model):
-            model(next(model.parameters()).new_zeros(1, *image_shape))
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
-    return Cost(sum(parameter.numel() for parameter in model.parameters()), macs)
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def save_compact(model: nn.Module, plan: RankPlan, folder: Path | str) -> None:
@@ -174,9 +187,9 @@ def load_compact(model: nn.Module, folder: Path | str) -> nn.Module:
     state = read_weights(weights)
     network = copy.deepcopy(model)
     for entry, layer in planned_layers(network, plan):
-        first = state.get(f"{entry.layer}.0.weight")
+        first = state.get(f"{entry.layer}.0.weight".lstrip("."))
         if first is not None:
-            network.set_submodule(entry.layer, empty_split(layer, first.shape[0]))
+            network = put(network, entry.layer, empty_split(layer, first.shape[0]))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

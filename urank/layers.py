@@ -3,15 +3,25 @@
 A linear layer's rows are its input vectors. A convolution's rows are its flattened input patches, one an output
 position, with d = c_in * k_h * k_w features in the order of `torch.nn.functional.unfold`, and m = c_out. The bias is
 no part of W.
+
+A subclass of `nn.Linear` or `nn.Conv2d` may do anything in its forward. Whether it is a matrix is found out by running
+it, without data, and watching which products it computes (`watch_products`).
 """
 
+import copy
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from urank.attention import obstacle
 
 MatrixLayer = nn.Linear | nn.Conv2d
 
@@ -19,14 +29,13 @@ MatrixLayer = nn.Linear | nn.Conv2d
 def matrix_layers(model: nn.Module) -> dict[str, MatrixLayer]:
     """The layers of `model` that are matrices, by their `named_modules()` path, in order of registration.
 
+    Left out, among others (see `skipped_layers`), are grouped convolutions. One with g groups is g matrices; a
+    depthwise one has a matrix k^2 x 1 in every group, the rank of which is always 1: there is nothing to measure.
+
     Raises:
         ValueError: there is none, or a layer's weight has another user, which a projection would change as well.
     """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, MatrixLayer) and skip_reason(module) is None
-    }
+    layers = {name: module for name, module in weight_holders(model).items() if skip_reason(module) is None}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer to measure: no nn.Linear and no ungrouped nn.Conv2d")
     paths: dict[nn.Parameter, list[str]] = {}
@@ -34,31 +43,184 @@ def matrix_layers(model: nn.Module) -> dict[str, MatrixLayer]:
         paths.setdefault(parameter, []).append(repr(path.rpartition(".")[0]))
     for layer in layers.values():
         if len(paths[layer.weight]) > 1:
-            raise ValueError(f"{' and '.join(paths[layer.weight])} share one weight: untie them to measure the layer")
+            raise ValueError(
+                f"{' and '.join(paths[layer.weight])} share one weight: measure separate_uses(model, images), in which "
+                "each has its own"
+            )
     return layers
-
-
-def skip_reason(module: nn.Module) -> str | None:
-    """Why a module that holds a weight is not one matrix; None where it is one or holds no weight of its own."""
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return f"grouped convolution ({module.groups} groups): a stack of matrices, not one"
-    if isinstance(module, MatrixLayer):
-        stored = isinstance(module.weight, nn.Parameter)
-        return None if stored else "its weight is computed (a parametrization): nothing can be put in its place"
-    if not isinstance(getattr(module, "weight", None), nn.Parameter):
-        return None
-    return None if module.weight.ndim < 2 else f"{type(module).__name__} is not a linear layer or a 2-d convolution"
 
 
 def skipped_layers(model: nn.Module) -> dict[str, str]:
     """The modules with a weight matrix that `matrix_layers` leaves out, each with its reason."""
-    reasons = {name: skip_reason(module) for name, module in model.named_modules()}
+    reasons = {name: skip_reason(module) for name, module in weight_holders(model).items()}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
+def coverage(model: nn.Module, images: Tensor | None = None) -> pd.DataFrame:
+    """What of `model` is measured: a row for each module with a weight matrix, in order of registration.
+
+    Columns: layer (path), type, params (all that the module holds; those it shares count where they come first),
+    share (of the parameters of the network, 0 to 1; what is missing from their sum are norms and lone biases),
+    measured, reason (why not, else empty).
+
+    Args:
+        images: run once, if given, to find out which layers a forward pass does not call. A module that reads another
+            one's weight hides its use: the layer can then be neither measured nor factored.
+    """
+    holders, total, counted, rows = weight_holders(model), sum(p.numel() for p in model.parameters()), set(), []
+    called = holders if images is None else count_calls(model, holders, images)
+    for name, module in holders.items():
+        own = set(held_parameters(module)) - counted
+        counted |= own
+        params, reason = sum(parameter.numel() for parameter in own), skip_reason(module)
+        if reason is None and name not in called:
+            reason = "the forward pass never calls it: it is not used, or another module reads its weight"
+        rows.append((name, type(module).__name__, params, params / total, reason is None, reason or ""))
+    return pd.DataFrame(rows, columns=["layer", "type", "params", "share", "measured", "reason"])
+
+
+def weight_holders(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold a parameter of two or more dimensions; what is below a `whole` one belongs to it."""
+    found, below = {}, set()
+    for name, module in model.named_modules():
+        if module not in below and any(parameter.ndim > 1 for parameter in held_parameters(module)):
+            found[name] = module
+            below |= set(module.modules()) if whole(module) else set()
+    return found
+
+
+def whole(module: nn.Module) -> bool:
+    """True for a module that uses all that is below it: a layer, or an attention, whose `out_proj` nobody calls."""
+    return isinstance(module, MatrixLayer | nn.MultiheadAttention)
+
+
+def held_parameters(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters(recurse=whole(module)))
+
+
+def skip_reason(module: nn.Module) -> str | None:
+    """Why a module that holds a weight is not one matrix; None where it is one."""
+    if isinstance(module, MatrixLayer):
+        return layer_skip_reason(module)
+    if isinstance(module, nn.MultiheadAttention):
+        names = " and ".join(name for name, parameter in module.named_parameters() if parameter.ndim > 1)
+        why = obstacle(module)
+        remedy = "use explicit_attention(model)" if why is None else f"explicit_attention leaves it as it is: {why}"
+        return f"attention that reads {names} and calls no layer; {remedy}"
+    names = ", ".join(name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1)
+    return f"{type(module).__name__} ({names}) is not a linear layer or a 2-d convolution"
+
+
+def layer_skip_reason(layer: MatrixLayer) -> str | None:
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return f"grouped convolution ({layer.groups} groups): a stack of matrices, not one"
+    if not isinstance(layer.weight, nn.Parameter):
+        return "its weight is computed (a parametrization): nothing can be put in its place"
+    if is_plain(layer):
+        return None
+    try:  # as it is, and as the first of two factors
+        return differs_from_a_matrix(layer) or differs_from_a_matrix(thin(on_meta(layer), 1))
+    except Exception as error:  # a forward may raise anything; what it raised is the reason
+        return f"the forward of {type(layer).__name__} cannot be tried out on the meta device: {error}"
+
+
+def is_plain(layer: MatrixLayer) -> bool:
+    """True where the layer's forward is torch's own."""
+    torchs = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    methods = ("forward",) if torchs is nn.Linear else ("forward", "_conv_forward")
+    return all(getattr(getattr(layer, name), "__func__", None) is getattr(torchs, name) for name in methods)
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A copy of `module` without data, made without copying any."""
+    memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()}
+    memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, memo)
+
+
+def thin(layer: MatrixLayer, r: int) -> MatrixLayer:
+    """A copy of `layer`, whatever its forward does, with r outputs, no bias, and a weight that is not set yet."""
+    weight = nn.Parameter(layer.weight.new_empty(r, *layer.weight.shape[1:]))
+    copied = copy.deepcopy(layer, {id(layer.weight): weight, id(layer.bias): None})
+    setattr(copied, "out_features" if isinstance(layer, nn.Linear) else "out_channels", r)
+    return copied
+
+
+class Product(NamedTuple):
+    """A call of `F.linear` or `F.conv2d`: its arguments by name, what it returned, and that tensor's version."""
+
+    operands: dict
+    output: Tensor
+    version: int
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.products: list[Product] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if func in (F.linear, F.conv2d):
+            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+            self.products.append(Product(dict(zip(names, args)) | (kwargs or {}), output, output._version))
+        return output
+
+
+@torch.no_grad()
+def watch_products(layer: MatrixLayer, *args, **kwargs) -> tuple[list[Product], Tensor]:
+    """The products that the forward of `layer`, called with these arguments, computes, and what it returns."""
+    with _Watch() as watch:
+        output = layer.forward(*args, **kwargs)
+    return watch.products, output
+
+
+def differs_from_a_matrix(layer: MatrixLayer) -> str | None:
+    """What a forward other than torch's does that a matrix does not; None where it only prepares the operand."""
+    name = f"the forward of {type(layer).__name__}"
+    layer = on_meta(layer).eval()
+    inputs = torch.empty(sample_shape(layer), dtype=layer.weight.dtype, device="meta")
+    products, output = watch_products(layer, inputs)
+    if len(products) != 1:
+        return f"{name} makes {len(products)} calls of F.linear and F.conv2d, not one"
+    (product,) = products
+    if product.operands["weight"] is not layer.weight:
+        return f"{name} computes the weight: nothing can be put in its place"
+    if product.operands.get("bias") is not layer.bias:
+        return f"{name} computes the bias"
+    if product.operands.get("groups", 1) != 1:
+        return f"{name} multiplies in groups"
+    unchanged = output is product.output and output._version == product.version and inputs._version == 0
+    return None if unchanged else f"{name} does more than multiply"
+
+
+def sample_shape(layer: MatrixLayer) -> tuple[int, ...]:
+    """A small input: two vectors, or an image a little larger than the kernel."""
+    if isinstance(layer, nn.Linear):
+        return 2, layer.in_features
+    return 1, layer.in_channels, *(dilation * k + 1 for dilation, k in zip(layer.dilation, layer.kernel_size))
+
+
+def operand(layer: MatrixLayer, args: tuple, kwargs: dict) -> tuple[MatrixLayer, Tensor]:
+    """What `layer`, called with these arguments, multiplies: a layer of torch's own and the input that it would have.
+
+    For a layer with a forward of its own that is the operand of its one product, a padded image say, and a layer of
+    that product's geometry without weights (on the meta device).
+    """
+    if is_plain(layer):
+        return layer, args[0] if args else kwargs["input"]
+    ((operands, *_),), _ = watch_products(layer, *args, **kwargs)
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features, layer.out_features, device="meta"), operands["input"]
+    geometry = {name: operands[name] for name in ("stride", "padding", "dilation") if name in operands}
+    m, c, *kernel = layer.weight.shape
+    return nn.Conv2d(c, m, kernel, **geometry, device="meta"), operands["input"]
+
+
 def weight_matrix(layer: MatrixLayer) -> Tensor:
-    """W of `layer`, (d, m), in float64; a copy."""
-    return layer.weight.detach().flatten(1).T.to(torch.float64, copy=True)
+    """W of `layer`, (d, m), in float64; a copy, on the CPU where the device has no float64 (MPS)."""
+    weight = layer.weight.detach().flatten(1).T
+    return (weight.cpu() if weight.device.type == "mps" else weight).to(torch.float64, copy=True)
 
 
 @torch.no_grad()
@@ -103,3 +265,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def count_calls(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> Counter:
+    """How often one forward pass calls each of `layers`; those it never calls are missing."""
+    calls = Counter()
+    handles = [
+        layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name])) for name, layer in layers.items()
+    ]
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from urank.distributed import processes, total
-from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers
+from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers, operand
 from urank.patches import assemble_gram, full_precision, patch_products
 
 FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # CUDA compute capabilities: P100, V100, A100, H100, B200
@@ -33,6 +33,9 @@ def accumulate_grams(
     The network runs in evaluation mode, on its device and in its own precision. The sums are float64 and lie on that
     device, or on the CPU where the device has no float64. Several processes (see `distributed`) share each batch.
 
+    A layer that one forward pass calls several times is measured on the inputs of all its uses together, as one W has
+    to serve them all; to tell them apart, measure `separate_uses(model, images)`.
+
     Args:
         batches: batches of images, or of (images, labels), on the model's device.
         layers: measure only these; default all of `matrix_layers(model)`.
@@ -40,8 +43,7 @@ def accumulate_grams(
             `statistics_precision` says of the device. float32 loses singular values below some 1e-4 of the largest.
 
     Raises:
-        ValueError: no batch, an unknown layer name, a layer that never runs or runs twice in one pass, or another
-            `product_dtype`.
+        ValueError: no batch, an unknown layer name, a layer that never runs, or another `product_dtype`.
         FloatingPointError: an input of a layer holds NaN or infinity, or numbers too large to be multiplied.
     """
     if product_dtype not in (None, torch.float32, torch.float64):
@@ -51,8 +53,8 @@ def accumulate_grams(
     sums: dict[str, _GramSum] = {}
     number, count = processes()
 
-    def add(name: str, inputs: Tensor) -> None:
-        sums.setdefault(name, _GramSum(name, chosen[name], product_dtype)).add(inputs)
+    def add(name: str, layer: MatrixLayer, inputs: Tensor) -> None:
+        sums.setdefault(name, _GramSum(name, product_dtype)).add(layer, inputs)
 
     with evaluating(model):
         for batch in tqdm(batches, desc="Gram matrices", unit="batch", leave=False, disable=not progress):
@@ -79,17 +81,18 @@ def check_names(names: Sequence[str] | None, found: dict[str, MatrixLayer]) -> S
 
 
 def watch_inputs(
-    model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer], see: Callable[[str, Tensor], None]
+    model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer], see: Callable[[str, MatrixLayer, Tensor], None]
 ) -> None:
-    """Run the network on `images`; see(name, inputs) is called for each of `layers` when the forward pass calls it."""
+    """Run the network on `images`; see(name, layer, inputs) is told of every call of one of `layers`.
+
+    `layer` and `inputs` are its `operand`.
+    """
     seen = set()
 
     def watch(name: str):
-        def hook(_: MatrixLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            if name in seen:
-                raise ValueError(f"layer {name!r} runs more than once in a forward pass: its uses cannot be told apart")
+        def hook(layer: MatrixLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             seen.add(name)
-            see(name, args[0] if args else kwargs["input"])
+            see(name, *operand(layer, args, kwargs))
 
         return hook
 
@@ -110,32 +113,34 @@ class _GramSum:
     """X^T X of one layer, summed over the inputs it is called on.
 
     Writing a convolution's matrix can take longer than computing it, so it is its `patch_products` that are summed.
-    The matrix is written at the end, and when the size of the images changes.
+    The matrix is written at the end, and when the geometry or the size of the images changes.
     """
 
-    def __init__(self, name: str, layer: MatrixLayer, product_dtype: torch.dtype | None):
-        self.name, self.layer, self.product_dtype = name, layer, product_dtype
+    def __init__(self, name: str, product_dtype: torch.dtype | None):
+        self.name, self.product_dtype = name, product_dtype
         self.gram: Tensor | None = None
         self.products: Tensor | None = None
-        self.size: tuple[int, ...] = ()  # (h, w) of the images that `products` come from
+        self.layer: MatrixLayer | None = None  # with `size`, (h, w) of the images: what `products` come from
+        self.size: tuple[int, ...] = ()
 
-    def add(self, inputs: Tensor) -> None:
+    def add(self, layer: MatrixLayer, inputs: Tensor) -> None:
         device, dtype = statistics_precision(inputs.device)
-        products, size = self._products(inputs.to(device), self.product_dtype or dtype)
+        products = self._products(layer, inputs.to(device), self.product_dtype or dtype)
         if not torch.isfinite(products.sum()):
             raise FloatingPointError(
                 f"layer {self.name!r}: its input holds NaN or infinity, or numbers too large to be multiplied; "
                 "check the images and weights"
             )
-        if size != self.size:
+        size = tuple(inputs.shape[2:]) if isinstance(layer, nn.Conv2d) else ()
+        if size != self.size or repr(layer) != repr(self.layer):  # a convolution's repr is its geometry
             self.write()
-            self.size = size
+            self.layer, self.size = layer, size
         self.products = products if self.products is None else self.products.add_(products)
 
-    def _products(self, inputs: Tensor, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...]]:
-        if isinstance(self.layer, nn.Conv2d):
-            return patch_products(self.layer, inputs, dtype), tuple(inputs.shape[2:])
-        return row_gram(input_rows(self.layer, inputs), dtype), ()
+    def _products(self, layer: MatrixLayer, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+        if isinstance(layer, nn.Conv2d):
+            return patch_products(layer, inputs, dtype)
+        return row_gram(input_rows(layer, inputs), dtype)
 
     def write(self) -> Tensor:
         """X^T X (d, d) of all that was added."""

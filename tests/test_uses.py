@@ -1,0 +1,171 @@
+import copy
+
+import pytest
+import torch
+from conftest import briefly_trained, in_batches, structured_images
+from torch import nn
+
+from urank.decompose import decompose, project_network
+from urank.layers import matrix_layers, weight_matrix
+from urank.replay import Replay
+from urank.search import search_ranks
+from urank.subspaces import accumulate_grams
+from urank.uses import Uses, separate_uses
+
+
+class Recurrent(nn.Module):
+    """One layer that is called three times, between two that are called once, for 3 x 8 x 8 images."""
+
+    def __init__(self, steps=3):
+        super().__init__()
+        self.first, self.step, self.last = nn.Linear(192, 10), nn.Linear(10, 10), nn.Linear(10, 4)
+        self.steps = steps
+
+    def forward(self, images):
+        x = self.first(images.flatten(1)).tanh()
+        for _ in range(self.steps):
+            x = self.step(x).tanh()
+        return self.last(x)
+
+
+def tied():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    model[4].weight = model[2].weight
+    return model
+
+
+def at_two_places():
+    block = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 6), block, nn.LayerNorm(6), block)
+
+
+NETWORKS = {
+    "called three times": (Recurrent, ["first", "step.0", "step.1", "step.2", "last"]),
+    "a shared weight": (tied, ["1", "2", "4"]),
+    "a block at two places": (at_two_places, ["1", "2.0", "4.0"]),
+}
+
+
+def images(count=5):
+    return torch.randn(count, 3, 8, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("build", "names"), NETWORKS.values(), ids=NETWORKS)
+class TestEveryNetwork:
+    def test_computes_the_same_every_time(self, build, names):
+        model = build().double().eval()
+        network = separate_uses(model, images())
+        with torch.no_grad():
+            for x in (images(), images(2)):
+                assert torch.equal(network(x), model(x))
+        assert list(matrix_layers(network)) == names
+
+    def test_is_left_as_it_is(self, build, names):
+        model = build().train()
+        before = copy.deepcopy(model)
+        network = separate_uses(model, images().float())
+        assert repr(model) == repr(before) and model.training and network.training
+        assert all(module.training for module in network.modules())
+        assert not any(module._forward_pre_hooks for module in model.modules())
+        assert len(list(model.parameters())) == len(list(before.parameters()))
+        weights = [layer.weight for layer in matrix_layers(network).values()]
+        assert len(set(weights)) == len(weights)
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.zero_()
+        assert all(layer.weight.abs().sum() > 0 for layer in model.modules() if isinstance(layer, nn.Linear))
+
+    def test_a_layer_changed_in_one_use_changes_only_this_one(self, build, names):
+        network = separate_uses(build().double().eval(), images())
+        x, layers = images(), matrix_layers(network)
+        seen = {}
+        for name, layer in layers.items():
+            layer.register_forward_hook(lambda layer, _, output, name=name: seen.setdefault(name, output))
+        with torch.no_grad():
+            network(x)
+            before, changed = dict(seen), names[-2]
+            layers[changed].weight += 1
+            seen.clear()
+            network(x)
+        place = names.index(changed)
+        assert all(torch.equal(seen[name], before[name]) for name in names[:place])
+        assert not torch.allclose(seen[changed], before[changed])
+
+
+def test_each_use_is_measured_on_its_own_inputs():
+    model = Recurrent().double().eval()
+    x = images(20)
+    together = accumulate_grams(model, [x], progress=False)["step"]
+    grams = accumulate_grams(separate_uses(model, x), [x.split(7)[0], *x.split(7)[1:]], progress=False)
+    with torch.no_grad():
+        X = model.first(x.flatten(1)).tanh()
+        for use in range(3):
+            torch.testing.assert_close(grams[f"step.{use}"], X.T @ X)
+            X = model.step(X).tanh()
+    torch.testing.assert_close(sum(grams[f"step.{use}"] for use in range(3)), together)
+
+
+def test_each_use_is_searched_and_factored_on_its_own():
+    """The Gram matrices are those of the shared network; the search's replay stops in the middle of the turns."""
+    model = briefly_trained(Recurrent())
+    network = separate_uses(model, images())
+    grams = accumulate_grams(network, in_batches(*structured_images(64, seed=2), 32), progress=False)
+    plan = search_ranks(network, grams, in_batches(*structured_images(60, seed=3), 20), tolerance=5, progress=False)
+    assert [entry.layer for entry in plan.layers] == ["first", "step.0", "step.1", "step.2", "last"]
+    projected = project_network(network, plan, grams)
+    compact = decompose(projected, plan).eval()
+    x = images()
+    with torch.no_grad():
+        torch.testing.assert_close(compact(x), projected(x), rtol=0.05, atol=0.05)
+    for use in range(3):
+        first, second = compact.step[use]
+        assert first.out_features == plan[f"step.{use}"].rank
+        W = weight_matrix(projected.step[use])
+        error = W - weight_matrix(first) @ weight_matrix(second)
+        assert error.square().sum() <= 1e-4 * W.square().sum() + 1e-20
+
+
+def test_a_replay_from_each_use_is_exact():
+    network = separate_uses(Recurrent().double().eval(), images())
+    batches = [(images(), torch.zeros(5)), (images(), torch.zeros(5))]
+    with torch.no_grad():
+        expected = [network(x) for x, _ in batches]
+        replay = Replay(network, batches)
+        for name, layer in matrix_layers(network).items():
+            replay.advance(layer)
+            assert replay.exact
+            assert all(torch.equal(logits, y) for (logits, _), y in zip(replay, expected, strict=True)), name
+
+
+def test_the_turn_begins_again_after_an_unfinished_pass():
+    model = Recurrent().double().eval()
+    network = separate_uses(model, images())
+    x = images()
+    handle = network.step[1].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        network(x)
+    handle.remove()
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        assert torch.equal(network(x), model(x)) and torch.equal(copied(x), model(x))
+
+
+def test_a_pass_of_more_calls_than_were_counted_is_refused():
+    network = separate_uses(Recurrent().double(), images())
+    network.steps = 4
+    with pytest.raises(ValueError, match="a layer of 3 uses is called once more"):
+        network(images())
+
+
+def test_a_frozen_weight_stays_frozen():
+    model = tied()
+    model[2].weight.requires_grad_(False)
+    assert not separate_uses(model, images().float())[4].weight.requires_grad
+
+
+def test_without_repeated_uses_comes_an_equal_copy():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU()).double()
+    network = separate_uses(model, images())
+    assert repr(network) == repr(model) and not network._forward_pre_hooks
+    assert not any(isinstance(module, Uses) for module in network.modules())
+    assert network[1].weight is not model[1].weight
