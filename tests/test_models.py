@@ -182,6 +182,10 @@ class TestLibraries:
         model = shapes_of(name, 7, **options)
         assert model.fc.out_features == 7 and isinstance(model.bn1, nn.Identity)
 
+    @pytest.mark.parametrize("name", [*NETWORKS, *sorted({network.name for network in PAPER.values()})])
+    def test_known_names_pass(self, name):
+        check_name(name)
+
     def test_names_are_classifiers_only(self):
         assert "resnet50" in names_of("torchvision") and "deeplabv3_resnet50" not in names_of("torchvision")
         assert {"deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"} <= set(names_of("timm"))
