@@ -83,8 +83,8 @@ def imported(path):
 
 
 def test_every_package_that_is_imported_is_required():
-    own = {"urank", "conftest"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
-    files = [*(ROOT / "urank").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    own = {"urank", "benchmarks", "conftest"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    files = [path for folder in ("urank", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     names = {name for path in files for name in imported(path)} - own - set(sys.stdlib_module_names)
     distributions = importlib.metadata.packages_distributions()
     missing = {name for name in names if not {normalized(d) for d in distributions.get(name, [])} & set(pins())}

@@ -1,11 +1,48 @@
+import os
+import pickle
+
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
+from urank import datasets, paper
 from urank.layers import matrix_layers
-from urank.models import NETWORKS, create
+from urank.models import NETWORKS, PAPER, check_name, create
+from urank.models.libraries import names_of
 
 DEPTHS = {"vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16}
+# The matrices: a ResNet's two shortcuts (three of bottlenecks) and each transformer's embedding come on top.
+LAYERS = {name: depth + 1 for name, depth in DEPTHS.items()} | {
+    "resnet18": 20 + 2,
+    "resnet50": 50 + 2,
+    "resnet101": 101 + 3,
+    "vit": 6 * 4 + 2,
+    "deit": 12 * 4 + 2,
+    "swin": 10 * 4 + 2 + 2,  # each stage but the first starts with a reduction
+}
+IMAGENET = sorted((model for model, dataset in PAPER if dataset == "ImageNet-1k"), key=str.lower)
+IMAGE_SIZES = {"ViTB16, FT, E2E": 384}
+TIMM_MILLIONS = {
+    "DeiT-Tiny": "5.72",
+    "DeiT-Small": "22.05",
+    "DeiT-Base": "86.57",
+    "SWIN-Tiny": "28.29",
+    "SWIN-Small": "49.61",
+    "SWIN-Base": "87.77",
+    "SWIN-Large": "196.53",
+}
+
+
+def shapes_of(name, classes=10, **options):
+    """The network without numbers."""
+    with torch.device("meta"):
+        return create(name, classes, **options)
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", DEPTHS)
@@ -20,7 +57,260 @@ def test_vgg_has_its_layers_and_answers_a_logit_a_class(name, classes, width):
 
 
 def test_every_network_is_covered():
-    assert set(NETWORKS) == set(DEPTHS)
+    assert set(NETWORKS) == set(LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("classes", "width"), [(10, 0.34), (3, 0.01)])
+def test_every_network_answers_a_logit_a_class(name, classes, width):
+    model = create(name, classes=classes, width=width)
+    assert len(matrix_layers(model)) == LAYERS[name]
+    for training in (False, True):
+        logits = model.train(training)(torch.randn(2, 3, 32, 32))
+        assert isinstance(logits, torch.Tensor) and logits.shape == (2, classes) and logits.isfinite().all()
+
+
+def basic(inputs, channels):
+    """Parameters of a block of two 3 x 3 convolutions with batch norms, and of its shortcut where it needs one."""
+    shortcut = 0 if inputs == channels else (inputs + 2) * channels
+    return 9 * inputs * channels + 9 * channels**2 + 4 * channels + shortcut
+
+
+def bottleneck(inputs, channels):
+    """Parameters of 1 x 1 to `channels`, 3 x 3, 1 x 1 to four times as many, with batch norms and shortcut."""
+    shortcut = 0 if inputs == 4 * channels else (inputs + 2) * 4 * channels
+    return (inputs + 9 * channels + 4 * channels) * channels + (2 + 2 + 8) * channels + shortcut
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize(
+    ("name", "block", "expansion", "n", "millions"),
+    [
+        ("resnet18", basic, 1, 3, 0.272),
+        ("resnet50", basic, 1, 8, 0.759),
+        ("resnet101", bottleneck, 4, 11, 1.055),
+    ],
+)
+def test_resnet_has_the_parameters_of_the_closed_form(name, block, expansion, n, millions, classes):
+    ends = 27 * 16 + 32 + (64 * expansion + 1) * classes
+    starts = sum(block(i, c) for i, c in [(16, 16), (16 * expansion, 32), (32 * expansion, 64)])
+    rest = (n - 1) * sum(block(c * expansion, c) for c in (16, 32, 64))
+    model = shapes_of(name, classes)
+    assert count(model) == ends + starts + rest
+    if classes == 10:
+        assert round(count(model) / 1e6, 3) == millions
+
+
+def test_resnet_halves_the_image_where_its_channels_double():
+    model, sizes = create("resnet18", width=0.25), []
+    for part in (model.stem, model.stage1, model.stage2, model.stage3):
+        part.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
+    model(torch.randn(1, 3, 32, 32))
+    assert sizes == [(4, 32, 32), (4, 32, 32), (8, 16, 16), (16, 8, 8)]
+
+
+@pytest.mark.parametrize(("name", "depth", "features"), [("vit", 6, 192), ("deit", 12, 192)])
+@pytest.mark.parametrize("width", [1, 1 / 3])
+def test_vit_has_the_parameters_of_the_closed_form(name, depth, features, width):
+    d = round(features * width)
+    block = 4 * d**2 + 8 * d**2 + 9 * d + 4 * d  # attention, MLP, their biases, two layer norms
+    embedding, positions, norm, head = (48 + 1) * d, (1 + 65) * d, 2 * d, (d + 1) * 10  # one token is the class's
+    assert count(shapes_of(name, 10, width=width)) == depth * block + embedding + positions + norm + head
+
+
+def test_swin_doubles_its_features_and_runs_in_windows():
+    model = shapes_of("swin")
+    assert [stage.blocks[-1].dim for stage in model.layers] == [96, 192, 384]
+    assert [stage.blocks[0].attn.window_size for stage in model.layers] == [(4, 4)] * 3
+    assert [stage.blocks[0].input_resolution for stage in model.layers] == [(16, 16), (8, 8), (4, 4)]
+
+
+class TestPaper:
+    def test_every_row_of_tables_1_3_and_4_has_a_network(self):
+        printed = [(row["model"], "ImageNet-1k") for _, row in paper.table("table1_imagenet").iterrows()]
+        printed += [(row["model"], row["dataset"]) for _, row in paper.table("table3_cifar").iterrows()]
+        printed += [(row["model"], "ImageNet-1k") for _, row in paper.table("table4_pretraining").iterrows()]
+        assert len(printed) == 33 and set(printed) == set(PAPER)
+
+    def test_weights_are_those_that_match_the_paper_s_accuracy(self):
+        aliases = {"ViTB16 FT Lin": "ViTB16, FT, Lin", "ViTB16 FT E2E": "ViTB16, FT, E2E"}
+        for _, row in paper.table("weights_match").iterrows():
+            name, weights = PAPER[aliases.get(row["paper_model"], row["paper_model"]), "ImageNet-1k"]
+            library, network = name.split("/")
+            prefix = network if library == "timm" else torchvision.models.get_model_weights(network).__name__
+            assert (row["library"], row["weights"]) == (library, f"{prefix}.{weights}")
+
+    @pytest.mark.parametrize("model", IMAGENET)
+    def test_imagenet_networks_have_the_documented_size(self, model):
+        name, weights = PAPER[model, "ImageNet-1k"]
+        library, network = name.split("/")
+        options = dict(image_size=IMAGE_SIZES[model]) if model in IMAGE_SIZES else {}
+        found = count(shapes_of(name, 1000, **options))
+        if library == "torchvision":
+            assert found == torchvision.models.get_model_weights(network)[weights].meta["num_params"]
+        else:
+            assert f"{found / 1e6:.2f}" == TIMM_MILLIONS[model]
+
+    @pytest.mark.parametrize(("model", "dataset"), [key for key in PAPER if key[1] != "ImageNet-1k"])
+    def test_cifar_networks_have_the_inferred_size(self, model, dataset):
+        name, weights = PAPER[model, dataset]
+        row = paper.table("table3_cifar").set_index(["model", "dataset"]).loc[(model, dataset)]
+        found = count(shapes_of(name, datasets.CLASSES[dataset.lower()]))
+        assert weights is None and found / 1e6 == pytest.approx(row["params_orig_M_inferred"], abs=0.001)
+
+    @pytest.mark.parametrize(
+        ("model", "layers"),
+        [
+            ("DeiT-Tiny", 12 * 4 + 2),
+            ("DeiT-Base", 12 * 4 + 2),
+            ("SWIN-Tiny", 12 * 4 + 3 + 2),
+            ("SWIN-Large", 24 * 4 + 3 + 2),
+            ("ResNet34", 34 + 3),
+            ("ResNet50", 50 + 4),
+            ("ResNet101", 101 + 4),
+            ("WideResNet101_2", 101 + 4),
+        ],
+    )
+    def test_imagenet_networks_have_their_layers(self, model, layers):
+        assert len(matrix_layers(shapes_of(PAPER[model, "ImageNet-1k"].name, 1000))) == layers
+
+
+class TestLibraries:
+    @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18", "timm/resnet18.a1_in1k"])
+    def test_classes_and_options_reach_the_library(self, name):
+        options = dict(norm_layer=nn.Identity)
+        model = shapes_of(name, 7, **options)
+        assert model.fc.out_features == 7 and isinstance(model.bn1, nn.Identity)
+
+    @pytest.mark.parametrize("name", [*NETWORKS, *sorted({network.name for network in PAPER.values()})])
+    def test_known_names_pass(self, name):
+        check_name(name)
+
+    def test_names_are_classifiers_only(self):
+        assert "resnet50" in names_of("torchvision") and "deeplabv3_resnet50" not in names_of("torchvision")
+        assert {"deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"} <= set(names_of("timm"))
+
+    @pytest.mark.parametrize(
+        ("name", "near"),
+        [
+            ("timm/vit_tinyy_patch16_224", "timm/vit_tiny_patch16_224"),
+            ("timm/deit_tiny_patch16_224.fb_in2k", "timm/deit_tiny_patch16_224.fb_in1k"),
+            ("torchvision/vit_b_17", "torchvision/vit_b_16"),
+            ("torchvision/ResNet18", "torchvision/resnet18"),
+        ],
+    )
+    def test_an_unknown_name_is_refused_with_those_spelled_like_it(self, name, near):
+        with pytest.raises(ValueError, match=f"unknown network '{name}': did you mean .*{near}"):
+            check_name(name)
+        with pytest.raises(ValueError, match=near):
+            create(name)
+
+    @pytest.mark.parametrize("name", ["timm/", "torchvision/", "timm/#", "torchvision/timm/resnet18#"])
+    def test_an_unknown_name_like_no_other_is_refused(self, name):
+        with pytest.raises(ValueError, match="unknown network"):
+            check_name(name)
+
+    def test_a_hub_or_a_folder_is_no_name(self, tmp_path):
+        for name in ("timm/hf-hub:timm/resnet18.a1_in1k", f"timm/local-dir:{tmp_path}"):
+            with pytest.raises(ValueError, match="unknown network"):
+                create(name)
+
+    def test_a_width_is_refused(self):
+        with pytest.raises(ValueError, match="timm/resnet18: has one width.*width=0.5"):
+            create("timm/resnet18", width=0.5)
+
+    @pytest.mark.parametrize("arguments", [dict(pretrained=True), dict(pretrained="V1"), dict(depth=3)])
+    def test_own_networks_take_classes_and_width_alone(self, arguments):
+        with pytest.raises(ValueError, match="vgg11: takes classes and width alone"):
+            create("vgg11", **arguments)
+
+    def test_unknown_weights_are_refused_with_the_known_ones(self):
+        with pytest.raises(ValueError, match="torchvision/resnet50 has no.*weights 'IMAGENET1K_V3'.*IMAGENET1K_V2"):
+            create("torchvision/resnet50", 1000, pretrained="IMAGENET1K_V3")
+        with pytest.raises(ValueError, match="timm/resnet50.a9_in1k'.*timm/resnet50.a1_in1k"):
+            create("timm/resnet50", 1000, pretrained="a9_in1k")
+        with pytest.raises(ValueError, match="timm publishes no weights of"):
+            create(f"timm/{unpublished()}", 1000, pretrained=True)
+
+    @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])
+    def test_published_weights_have_their_number_of_classes(self, name):
+        with pytest.raises(ValueError, match=f"{name}: its published weights are of 1000 classes, not 10"):
+            create(name, 10, pretrained=True)
+
+
+def unpublished():
+    return next(name for name in timm.list_models() if not timm.get_pretrained_cfg(name).has_weights)
+
+
+class Opened:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+class TestPublishedWeights:
+    """From files where the libraries look before they download: torchvision's cache, timm's `file`."""
+
+    @pytest.fixture
+    def cached(self, tmp_path, monkeypatch):
+        """Where torchvision's squeezenet1_1 is read from."""
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        url = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT.url
+        path = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+        path.parent.mkdir(parents=True)
+        return path
+
+    @pytest.mark.parametrize("pretrained", [True, "DEFAULT", "IMAGENET1K_V1"])
+    def test_torchvision_s_are_loaded(self, cached, pretrained):
+        weights = create("torchvision/squeezenet1_1", 1000).state_dict()
+        torch.save(weights, cached)
+        loaded = create("torchvision/squeezenet1_1", 1000, pretrained=pretrained).state_dict()
+        assert all(torch.equal(weights[key], loaded[key]) for key in weights) and len(weights) == len(loaded)
+
+    def test_torchvision_s_are_not_unpickled(self, cached, tmp_path):
+        torch.save(Opened(tmp_path / "opened"), cached)
+        with pytest.raises(pickle.UnpicklingError):
+            create("torchvision/squeezenet1_1", 1000, pretrained=True)
+        assert not (tmp_path / "opened").exists()
+
+    @pytest.mark.parametrize("pretrained", [True, "r160_in1k"])
+    def test_timm_s_are_loaded(self, tmp_path, pretrained):
+        weights = create("timm/test_resnet", 1000).state_dict()
+        torch.save(weights, tmp_path / "weights.pth")
+        overlay = dict(file=str(tmp_path / "weights.pth"))
+        model = create("timm/test_resnet", 1000, pretrained=pretrained, pretrained_cfg_overlay=overlay)
+        assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
+
+    def test_timm_s_are_not_unpickled(self, tmp_path):
+        torch.save(Opened(tmp_path / "opened"), tmp_path / "weights.pth")
+        overlay = dict(file=str(tmp_path / "weights.pth"))
+        with pytest.raises(RuntimeError, match="weights_only=True blocked"):
+            create("timm/test_resnet", 1000, pretrained=True, pretrained_cfg_overlay=overlay)
+        assert not (tmp_path / "opened").exists()
+
+    def test_without_a_connection_torchvision_s_are_a_clear_error(self, cached, monkeypatch):
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+        with pytest.raises(ConnectionError, match="torchvision/squeezenet1_1: its published weights could not be"):
+            create("torchvision/squeezenet1_1", 1000, pretrained=True)
+        assert list(cached.parent.iterdir()) == []
+
+    def test_without_a_connection_timm_s_are_a_clear_error(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(ConnectionError, match="timm/test_resnet: its published weights could not be"):
+            create("timm/test_resnet", 1000, pretrained=True, cache_dir=tmp_path)
+
+    def test_what_torch_load_does_elsewhere_is_left_as_it_was(self, monkeypatch):
+        monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+        shapes_of("torchvision/resnet18")
+        assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "0"
+        monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        shapes_of("timm/resnet18")
+        assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
 
 
 def test_width_scales_every_channel_count():
@@ -47,9 +337,9 @@ def test_convolutions_start_as_he_et_al_with_zero_biases():
     assert layer.bias.abs().max() == 0
 
 
-@pytest.mark.parametrize("name", ["vgg12", "VGG11", "", "resnet"])
+@pytest.mark.parametrize("name", ["vgg12", "VGG11", "", "resnet", "hub/resnet18", 11, None])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ValueError, match="unknown network.*vgg11, vgg13, vgg16, vgg19"):
+    with pytest.raises(ValueError, match="unknown network.*vgg11, vgg13, vgg16, vgg19.*or timm/NAME"):
         create(name)
 
 

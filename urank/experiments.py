@@ -49,7 +49,7 @@ class Experiment:
     """What is run: a network, a data set, how it is trained, measured and fine-tuned.
 
     Attributes:
-        network, width: a name of `models.NETWORKS` and the factor on its channels.
+        network, width: a name that `models.create` knows and the factor on its channels.
         dataset, data: a name that `datasets.load` knows, and options for it.
         train, finetune: recipes; `train` fits the original network, `finetune` the decomposed one.
         seed: of the weights, of the order of images and of their augmentation.
@@ -73,12 +73,9 @@ class Experiment:
     sweep: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for kind, name, known in (
-            ("network", self.network, models.NETWORKS),
-            ("data set", self.dataset, datasets.CLASSES),
-        ):
-            if name not in known:
-                raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
+        models.check_name(self.network)
+        if self.dataset not in datasets.CLASSES:
+            raise ValueError(f"unknown data set {self.dataset!r}: choose one of {', '.join(datasets.CLASSES)}")
         datasets.check_options(self.dataset, self.data)
         check_protocol(self.tolerance, self.mode)
         if not isinstance(self.sweep, list | tuple):

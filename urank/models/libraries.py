@@ -1,0 +1,94 @@
+"""Networks of torchvision and timm, with random weights or with those that the library publishes.
+
+Weights are read as tensors and nothing else, whatever a library does by default (torchvision unpickles).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+import timm
+import torchvision
+from torch import nn
+
+
+def names_of(library: str) -> list[str]:
+    """The image classifiers that "torchvision" or "timm" can build; timm's also with the tags of its weights."""
+    if library == "torchvision":
+        return torchvision.models.list_models(module=torchvision.models)
+    return timm.list_models() + timm.list_pretrained()
+
+
+def check_library_name(library: str, name: str) -> None:
+    """Refuse a name that `library` does not have, naming those that are spelled like it."""
+    known = names_of(library)
+    if name not in known:
+        near = [f"{library}/{match}" for match in get_close_matches(name.lower(), known, n=5, cutoff=0.5)]
+        hint = f"did you mean {', '.join(near)}?" if near else f"{library} has none spelled like it"
+        raise ValueError(f"unknown network '{library}/{name}': {hint}")
+
+
+def from_torchvision(name: str, classes: int, pretrained: bool | str, options: dict) -> nn.Module:
+    """torchvision.models.get_model; `pretrained` names an entry of the network's weights, True its default."""
+    weights = None
+    if pretrained:
+        entries = torchvision.models.get_model_weights(name)
+        tag = "DEFAULT" if pretrained is True else pretrained
+        if tag not in entries.__members__:
+            known = ", ".join(entries.__members__)
+            raise ValueError(f"torchvision/{name} has no published weights {tag!r}: choose one of {known}")
+        weights = entries[tag]
+        check_classes(f"torchvision/{name}", classes, len(weights.meta["categories"]))
+    with reading_tensors_only(), fetching(f"torchvision/{name}", pretrained):
+        return torchvision.models.get_model(name, weights=weights, num_classes=classes, **options)
+
+
+def from_timm(name: str, classes: int, pretrained: bool | str, options: dict) -> nn.Module:
+    """timm.create_model; `pretrained` is a tag of the network's weights, True the one in `name` or its default."""
+    if isinstance(pretrained, str):
+        name = f"{name}.{pretrained}"
+        check_library_name("timm", name)
+    if pretrained:
+        published = timm.get_pretrained_cfg(name)
+        if not published.has_weights:
+            raise ValueError(f"timm publishes no weights of {name!r}: create it with pretrained=False")
+        check_classes(f"timm/{name}", classes, published.num_classes)
+    with reading_tensors_only(), fetching(f"timm/{name}", pretrained):
+        return timm.create_model(name, pretrained=bool(pretrained), num_classes=classes, **options)
+
+
+def check_classes(name: str, classes: int, published: int) -> None:
+    if classes != published:
+        raise ValueError(f"{name}: its published weights are of {published} classes, not {classes}: set classes to it")
+
+
+BUILDERS = {"torchvision": from_torchvision, "timm": from_timm}
+
+
+@contextmanager
+def reading_tensors_only() -> Iterator[None]:
+    """Inside the block torch.load unpickles nothing but tensors, even where its caller asks it to."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
+
+
+@contextmanager
+def fetching(name: str, pretrained: bool | str) -> Iterator[None]:
+    """A failure to get published weights is a ConnectionError that says of which network."""
+    try:
+        yield
+    except OSError as error:  # of urllib for torchvision, of huggingface_hub for timm
+        if not pretrained:
+            raise
+        raise ConnectionError(
+            f"{name}: its published weights could not be fetched ({error}); try again with a connection, or create it "
+            f"with pretrained=False"
+        ) from error
