@@ -10,7 +10,6 @@ second call with the same file goes on where the first stopped. An architecture 
 import urank  # noqa: F401, I001  must precede the first import of timm
 
 import csv
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,74 +20,21 @@ import pandas as pd
 import timm
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from urank.layers import evaluating, matrix_layers, skipped_layers
+from urank.attention import explicit_attention
+from urank.layers import coverage
 
 COLUMNS = [
     "name",
     "family",  # the module of timm that defines it
     "params",
     "measured_layers",
-    "measured_params_share",
+    "measured_share",  # of the parameters, in measured layers, their biases included
     "skipped",  # "reason: share of the parameters; ..."
-    "called_layers",  # measured layers that one forward pass calls exactly once, as the measurement needs it
-    "called_params_share",
-    "uncalled",  # the other measured layers, "path: calls; ..."
     "error",
 ]
-VECTOR = "vector: a bias, norm or scale"
-
-
-def parts(model: nn.Module) -> list[tuple[str, int, str | None]]:
-    """(path, number of parameters, why it is not measured or None) for each parameter of `model`."""
-    measured, skipped = matrix_layers(model), skipped_layers(model)
-    rows = []
-    for path, parameter in model.named_parameters():
-        owner, _, leaf = path.rpartition(".")
-        if owner in measured and leaf == "weight":
-            reason = None
-        elif parameter.ndim < 2:
-            reason = VECTOR
-        else:
-            reason = skipped.get(owner, f"parameter of {type(model.get_submodule(owner)).__name__} itself")
-        rows.append((path, parameter.numel(), reason))
-    return rows
-
-
-def describe(model: nn.Module) -> dict:
-    """The columns that the shapes of `model` decide."""
-    rows = parts(model)
-    params = sum(size for _, size, _ in rows)
-    skipped: Counter[str] = Counter()
-    for _, size, reason in rows:
-        if reason is not None:
-            skipped[re.sub(r" \(.*?\)", "", reason)] += size  # without the details that differ from layer to layer
-    return dict(
-        params=params,
-        measured_layers=sum(reason is None for *_, reason in rows),
-        measured_params_share=round(1 - sum(skipped.values()) / params, 4),
-        skipped="; ".join(f"{reason}: {size / params:.4f}" for reason, size in skipped.most_common()),
-    )
-
-
-def describe_calls(model: nn.Module) -> dict:
-    """The columns that one forward pass at the network's default image size decides."""
-    rows = [(path, size) for path, size, reason in parts(model) if reason is None]
-    layers = {path: model.get_submodule(path.removesuffix(".weight")) for path, _ in rows}
-    calls: Counter[nn.Module] = Counter()
-    for layer in layers.values():
-        layer.register_forward_pre_hook(lambda layer, _: calls.update([layer]))
-    with evaluating(model):
-        model(torch.zeros(1, *model.pretrained_cfg["input_size"], device="meta"))
-    times = {path: calls[layer] for path, layer in layers.items()}
-    once = [size for path, size in rows if times[path] == 1]
-    return dict(
-        called_layers=len(once),
-        called_params_share=round(sum(once) / sum(parameter.numel() for parameter in model.parameters()), 4),
-        uncalled="; ".join(f"{path}: {count}" for path, count in times.items() if count != 1),
-    )
 
 
 def examine(name: str, forward: bool) -> dict:
@@ -96,13 +42,26 @@ def examine(name: str, forward: bool) -> dict:
     row = dict(name=name, family=timm.models.model_entrypoint(name).__module__.rpartition(".")[2])
     try:
         with torch.device("meta"):
-            model = timm.create_model(name)
-        row |= describe(model)
-        if forward:
-            row |= describe_calls(model)
+            model = explicit_attention(timm.create_model(name))
+        size = model.pretrained_cfg["input_size"]
+        row |= describe(model, torch.zeros(1, *size, device="meta") if forward else None)
     except Exception as error:  # whatever an architecture does, the walk is to report it and go on
         row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return row
+
+
+def describe(model: nn.Module, images: Tensor | None) -> dict:
+    """The columns that the `coverage` of a network decides."""
+    frame = coverage(model, images)
+    reasons = frame["reason"].str.replace(r" \(.*?\)", "", regex=True)  # less what differs from layer to layer
+    skipped = frame["share"].groupby(reasons[~frame["measured"]]).sum().sort_values(ascending=False)
+    skipped["norms and lone biases"] = 1 - frame["share"].sum()
+    return dict(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        measured_layers=int(frame["measured"].sum()),
+        measured_share=round(frame["share"][frame["measured"]].sum(), 4),
+        skipped="; ".join(f"{reason}: {share:.4f}" for reason, share in skipped.items()),
+    )
 
 
 def walk(names: Iterable[str], path: Path, forward: bool) -> Iterator[dict]:
@@ -120,8 +79,8 @@ def walk(names: Iterable[str], path: Path, forward: bool) -> Iterator[dict]:
 
 def summarize(frame: pd.DataFrame) -> str:
     """What the whole file says, in a few lines."""
-    share = frame["measured_params_share"]
-    families = frame.groupby("family")["measured_params_share"].agg(["mean", "size"]).sort_values("mean")
+    share = frame["measured_share"]
+    families = frame.groupby("family")["measured_share"].agg(["mean", "size"]).sort_values("mean")
     lines = [
         f"{len(frame)} architectures, {frame['error'].isna().sum()} came through without an error",
         f"{(share >= 0.95).sum()} with at least 95 % of the parameters in measured layers; median {share.median():.1%}",
@@ -130,9 +89,6 @@ def summarize(frame: pd.DataFrame) -> str:
         "most parameters left out for:",
         *(f"  {total:7.2f} networks' worth  {reason}" for reason, total in reasons(frame).most_common(8)),
     ]
-    if frame["called_params_share"].notna().any():
-        called = frame["called_params_share"]
-        lines.append(f"{(called >= 0.95).sum()} with at least 95 % in measured layers that run once in a forward pass")
     return "\n".join(lines)
 
 
@@ -149,7 +105,9 @@ def reasons(frame: pd.DataFrame) -> Counter[str]:
 def main(
     path: Annotated[Path, typer.Argument(help="The CSV to write, or to go on with.")],
     patterns: Annotated[list[str] | None, typer.Argument(help="Names, with wildcards; default is all of timm.")] = None,
-    forward: Annotated[bool, typer.Option(help="Also run a forward pass of shapes, to see what it calls.")] = False,
+    forward: Annotated[
+        bool, typer.Option(help="Also run a forward pass of shapes, to see what it multiplies by.")
+    ] = False,
 ) -> None:
     """Build every architecture of timm without numbers and write what of it is measured."""
     done = set(pd.read_csv(path)["name"]) if path.exists() else set()

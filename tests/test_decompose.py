@@ -8,7 +8,14 @@ from conftest import NETWORKS, briefly_trained, in_batches, small_cnn, structure
 from timm.layers import Conv2dSame, Linear
 from torch import nn
 from torch.nn.utils import parameters_to_vector
-from torchvision.models import ResNet50_Weights, VisionTransformer, ViT_B_16_Weights, resnet50, vit_b_16
+from torchvision.models import (
+    ResNet50_Weights,
+    SwinTransformer,
+    VisionTransformer,
+    ViT_B_16_Weights,
+    resnet50,
+    vit_b_16,
+)
 
 from urank.attention import explicit_attention
 from urank.decompose import (
@@ -508,3 +515,20 @@ def test_a_network_of_timm_at_another_size_than_it_was_measured_at():
         x = images_like((3, size, size), 1)
         with torch.no_grad():
             torch.testing.assert_close(compact(x), network(x))
+
+
+def test_a_network_that_reads_a_factored_layers_weight_gets_the_product():
+    """torchvision's Swin transformer reads the weights and biases of `qkv` and `proj`."""
+    model = SwinTransformer([4, 4], 8, [2], [2], [2, 2], num_classes=3).double().eval()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    compact = decompose(model, full_plan(model))
+    assert isinstance(compact.get_submodule("features.1.0.attn.qkv"), nn.Sequential)
+    with torch.no_grad():
+        torch.testing.assert_close(compact(images), model(images))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(3, 5, (2, 3), stride=2)])
+def test_the_weight_of_two_factors_is_their_product(layer):
+    pair = split(layer.double(), 5)
+    torch.testing.assert_close(pair.weight, layer.weight)
+    assert pair.bias is pair[1].bias

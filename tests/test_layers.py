@@ -11,9 +11,9 @@ from urank.layers import (
     evaluating,
     input_rows,
     matrix_layers,
-    operand,
     set_weight_matrix,
     skipped_layers,
+    watch_inputs,
     weight_matrix,
 )
 from urank.subspaces import accumulate_grams
@@ -214,7 +214,9 @@ class TestForwardsOfTheirOwn:
         x = torch.randn(shape, dtype=torch.float64)
         with torch.no_grad():
             expected = layer(x).movedim(1, -1).reshape(-1, layer.weight.shape[0])
-            Y = input_rows(*operand(layer, (x,), {})) @ weight_matrix(layer) + layer.bias
+            seen = []
+            watch_inputs(model, x, matrix_layers(model), lambda name, *operands: seen.append(operands))
+            Y = input_rows(*seen[0]) @ weight_matrix(layer) + layer.bias
         torch.testing.assert_close(Y, expected)
 
     @pytest.mark.parametrize(("layer", "reason"), NO_MATRICES.values(), ids=NO_MATRICES)
@@ -288,16 +290,23 @@ class TestCoverage:
         model[1].weight = model[0].weight
         assert list(coverage(model).params) == [20, 5]
 
-    def test_with_images_finds_the_layers_whose_weights_others_read(self):
+    def test_with_images_finds_the_layers_that_are_not_used(self):
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+        model.idle = nn.Linear(3, 3)
+        model.forward = lambda x: model[1](model[0](x))
+        frame = coverage(model, torch.randn(1, 3)).set_index("layer")
+        assert frame.measured.to_dict() == {"0": True, "1": True, "idle": False}
+        assert frame.reason["idle"] == "the forward pass never multiplies by its weight"
+
+    def test_a_layer_whose_weight_another_module_reads_is_used(self):
         """torchvision's Swin transformer multiplies by `qkv.weight` and `proj.weight` without calling the layers."""
-        model = SwinTransformer([4, 4], 8, [2], [2], [2, 2], num_classes=3)
-        frame = coverage(model, torch.randn(1, 3, 8, 8)).set_index("layer")
-        uncalled = [f"features.1.{block}.attn.{name}" for block in range(2) for name in ("qkv", "proj")]
-        assert list(frame.index[frame.reason.str.contains("never calls it")]) == uncalled
+        model = SwinTransformer([4, 4], 8, [2], [2], [2, 2], num_classes=3).eval()
+        images = torch.randn(2, 3, 8, 8)
+        frame = coverage(model, images).set_index("layer")
+        assert all(frame.measured[f"features.1.0.attn.{name}"] for name in ("qkv", "proj"))
         assert "relative_position_bias_table" in frame.reason["features.1.0.attn"]
-        assert set(uncalled) <= set(matrix_layers(model))
-        with pytest.raises(ValueError, match=f"never calls: {', '.join(uncalled)};"):
-            accumulate_grams(model, [torch.randn(1, 3, 8, 8)], progress=False)
+        grams = accumulate_grams(model, [images], progress=False)
+        assert grams["features.1.0.attn.qkv"].shape == (8, 8)
 
     def test_of_a_network_without_matrices_is_empty(self):
         assert coverage(nn.Sequential(nn.ReLU(), nn.LayerNorm(3))).empty

@@ -312,7 +312,6 @@ class TestPublishedWeights:
         assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
-
 def test_width_scales_every_channel_count():
     def widths(model):
         return [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]

@@ -428,12 +428,33 @@ def test_a_network_that_hands_values_over_by_attribute_is_not_replayed_wrongly()
         assert same(replayed(replay), logits_of(copy.deepcopy(model), batches))
 
 
-def test_a_layer_that_never_runs_is_refused():
-    model = Backwards().eval()
+def test_a_layer_whose_weight_another_module_reads_is_replayed_from_there():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return F.linear(x, self.qkv.weight, self.qkv.bias)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), Reader(), nn.Linear(5, 3)).eval()
+    batches = random_batches((3, 2, 2))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model[2].qkv)
+        assert kept_bytes(replay) == 8 * 5 * 4
+        perturb(model[2].qkv)
+        assert same(replayed(replay), logits_of(model, batches))
+
+
+def test_a_layer_that_never_runs_is_replayed_whole():
+    model, batches = Backwards().eval(), random_batches((3, 2, 2))
     model.idle = nn.Linear(2, 2)
-    with evaluating(model), pytest.raises(ValueError, match="never calls"):
-        Replay(model, random_batches((3, 2, 2))).advance(model.idle)
-    assert_unpatched(model)
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model.idle)
+        assert kept_bytes(replay) == 0
+        assert same(replayed(replay), logits_of(model, batches))
 
 
 @pytest.mark.parametrize("name", ["cnn", "residual", "vgg11"])

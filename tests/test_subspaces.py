@@ -205,7 +205,7 @@ class TestGrams:
             def forward(self, x):
                 return self.used(x)
 
-        with pytest.raises(ValueError, match="never calls: idle"):
+        with pytest.raises(ValueError, match="never multiplies: idle"):
             accumulate_grams(Unused(), [torch.randn(2, 3)], progress=False)
         assert list(accumulate_grams(Unused(), [torch.randn(2, 3)], layers=["used"], progress=False)) == ["used"]
 

@@ -6,7 +6,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from benchmarks import timm_coverage
-from benchmarks.timm_coverage import COLUMNS, describe, examine, parts, summarize, walk
+from benchmarks.timm_coverage import COLUMNS, describe, examine, summarize, walk
 
 NAMES = [
     "test_vit",
@@ -33,7 +33,7 @@ def test_each_architecture_has_a_row(table):
     assert list(table.index) == NAMES and table.index.name == COLUMNS[0] and list(table) == COLUMNS[1:]
     assert table["error"].isna().all()
     assert table["family"].nunique() > 7 and table.loc["test_resnet", "family"] == "resnet"
-    assert (table["measured_layers"] > 5).all() and table["measured_params_share"].between(0.5, 1).all()
+    assert (table["measured_layers"] > 5).all() and table["measured_share"].between(0.5, 1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,7 +42,7 @@ def test_shares_are_of_all_parameters(table, name):
         model = timm.create_model(name)
     assert table.loc[name, "params"] == sum(parameter.numel() for parameter in model.parameters())
     skipped = [float(entry.rpartition(": ")[2]) for entry in table.loc[name, "skipped"].split("; ")]
-    assert sum(skipped) + table.loc[name, "measured_params_share"] == pytest.approx(1, abs=5e-4)
+    assert sum(skipped) + table.loc[name, "measured_share"] == pytest.approx(1, abs=5e-4)
 
 
 def test_layers_are_those_of_the_architecture(table):
@@ -53,15 +53,12 @@ def test_layers_are_those_of_the_architecture(table):
     assert "grouped convolution" in table.loc["regnetx_002", "skipped"]
 
 
-def test_a_forward_pass_calls_every_measured_layer_once(table):
-    assert (table["called_layers"] == table["measured_layers"]).all() and table["uncalled"].isna().all()
-    assert (table["called_params_share"] == table["measured_params_share"]).all()
+def test_the_least_measured_are_named_with_their_reasons(table):
+    assert "grouped convolution" in table.loc["test_convnext", "skipped"]
 
 
 class Odd(nn.Module):
     """A layer that runs twice, one that never does, one in groups, and a table of its own."""
-
-    pretrained_cfg = {"input_size": (4, 6, 6)}
 
     def __init__(self):
         super().__init__()
@@ -73,26 +70,18 @@ class Odd(nn.Module):
         return self.head(self.grouped(self.twice(self.twice(images))).mean((2, 3)))
 
 
-def test_parts_are_all_parameters_with_their_reasons():
-    rows = {path: (size, reason) for path, size, reason in parts(Odd())}
-    assert {path: size for path, (size, reason) in rows.items() if reason is None} == {
-        "twice.weight": 36,
-        "never.weight": 600,
-        "head.weight": 8,
-    }
-    assert rows["table"] == (20, "parameter of Odd itself") and rows["twice.bias"] == (6, timm_coverage.VECTOR)
-    assert rows["grouped.weight"][0] == 4 * 2 * 9 and "2 groups" in rows["grouped.weight"][1]
-
-
-def test_what_a_forward_pass_calls_otherwise_is_told():
+def test_what_a_forward_pass_does_not_use_is_told():
     with torch.device("meta"):
         model = Odd()
-    row = describe(model) | timm_coverage.describe_calls(model)
     params = 36 + 6 + 600 + 72 + 4 + 8 + 2 + 20
-    assert row["params"] == params and row["measured_layers"] == 3 and row["called_layers"] == 1
-    assert row["uncalled"] == "twice.weight: 2; never.weight: 0"
-    assert row["measured_params_share"] == pytest.approx(644 / params, abs=5e-5)
-    assert row["called_params_share"] == pytest.approx(8 / params, abs=5e-5)
+    row = describe(model, torch.zeros(1, 4, 6, 6, device="meta"))
+    assert row["params"] == params and row["measured_layers"] == 2
+    assert row["measured_share"] == pytest.approx((42 + 10) / params, abs=5e-5)
+    skipped = dict(entry.rsplit(": ", 1) for entry in row["skipped"].split("; "))
+    assert float(skipped["the forward pass never multiplies by its weight"]) == pytest.approx(600 / params, abs=5e-5)
+    assert float(skipped["grouped convolution: a stack of matrices, not one"]) == pytest.approx(76 / params, abs=5e-5)
+    assert float(skipped["Odd is not a linear layer or a 2-d convolution"]) == pytest.approx(20 / params, abs=5e-5)
+    assert describe(model, None)["measured_layers"] == 3
 
 
 @pytest.fixture

@@ -90,7 +90,24 @@ def factor(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
     return U[:, :r], sigma[:r, None] * Vh[:r]
 
 
-def split(layer: MatrixLayer, r: int) -> nn.Sequential:
+class Factors(nn.Sequential):
+    """Two thin layers in place of one, without anything between them.
+
+    Some networks read a layer's weight instead of calling it, for its dtype or to multiply by it themselves: they get
+    the product, which saves weights but no multiplication.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        first, second = (layer.weight for layer in self)
+        return (second.flatten(1) @ first.flatten(1)).view(len(second), *first.shape[1:])
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self[1].bias
+
+
+def split(layer: MatrixLayer, r: int) -> Factors:
     """Two layers of rank r, without anything between them, in place of `layer`; r is at most min(d, m)."""
     W = weight_matrix(layer)
     A, B = factor(W, r)
@@ -99,10 +116,10 @@ def split(layer: MatrixLayer, r: int) -> nn.Sequential:
     set_weight_matrix(second, B)
     if layer.bias is not None:
         second.bias.data.copy_(layer.bias.data)
-    return nn.Sequential(first, second)
+    return Factors(first, second)
 
 
-def empty_split(layer: MatrixLayer, r: int) -> nn.Sequential:
+def empty_split(layer: MatrixLayer, r: int) -> Factors:
     """The two layers of `split` before they have weights, on the device and in the precision of `layer`.
 
     The first is a copy of `layer`, so that what its own forward does (padding, say) is still done; the second is
@@ -110,8 +127,8 @@ def empty_split(layer: MatrixLayer, r: int) -> nn.Sequential:
     """
     like = dict(bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype)
     if isinstance(layer, nn.Linear):
-        return nn.Sequential(thin(layer, r), nn.Linear(r, layer.out_features, **like))
-    return nn.Sequential(thin(layer, r), nn.Conv2d(r, layer.out_channels, 1, **like))
+        return Factors(thin(layer, r), nn.Linear(r, layer.out_features, **like))
+    return Factors(thin(layer, r), nn.Conv2d(r, layer.out_channels, 1, **like))
 
 
 def merge_useless(compact: nn.Module, original: nn.Module, plan: RankPlan) -> nn.Module:

@@ -11,7 +11,7 @@ it, without data, and watching which products it computes (`watch_products`).
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -64,19 +64,26 @@ def coverage(model: nn.Module, images: Tensor | None = None) -> pd.DataFrame:
     measured, reason (why not, else empty).
 
     Args:
-        images: run once, if given, to find out which layers a forward pass does not call. A module that reads another
-            one's weight hides its use: the layer can then be neither measured nor factored.
+        images: run once, if given, to find out which layers' weights a forward pass does not multiply by.
     """
     holders, total, counted, rows = weight_holders(model), sum(p.numel() for p in model.parameters()), set(), []
-    called = holders if images is None else count_calls(model, holders, images)
+    used = holders if images is None else used_layers(model, images)
     for name, module in holders.items():
         own = set(held_parameters(module)) - counted
         counted |= own
         params, reason = sum(parameter.numel() for parameter in own), skip_reason(module)
-        if reason is None and name not in called:
-            reason = "the forward pass never calls it: it is not used, or another module reads its weight"
+        if reason is None and name not in used:
+            reason = "the forward pass never multiplies by its weight"
         rows.append((name, type(module).__name__, params, params / total, reason is None, reason or ""))
     return pd.DataFrame(rows, columns=["layer", "type", "params", "share", "measured", "reason"])
+
+
+def used_layers(model: nn.Module, images: Tensor) -> set[str]:
+    """The matrix layers by whose weights one forward pass multiplies."""
+    used: set[str] = set()
+    with evaluating(model):
+        watch_inputs(model, images, matrix_layers(model), lambda name, *_: used.add(name))
+    return used
 
 
 def weight_holders(model: nn.Module) -> dict[str, nn.Module]:
@@ -155,24 +162,27 @@ class Product(NamedTuple):
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self):
+    """Inside, `see` is told of every product as it is made."""
+
+    def __init__(self, see: Callable[[Product], None]):
         super().__init__()
-        self.products: list[Product] = []
+        self.see = see
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         if func in (F.linear, F.conv2d):
             names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-            self.products.append(Product(dict(zip(names, args)) | (kwargs or {}), output, output._version))
+            self.see(Product(dict(zip(names, args)) | (kwargs or {}), output, output._version))
         return output
 
 
 @torch.no_grad()
 def watch_products(layer: MatrixLayer, *args, **kwargs) -> tuple[list[Product], Tensor]:
     """The products that the forward of `layer`, called with these arguments, computes, and what it returns."""
-    with _Watch() as watch:
+    products: list[Product] = []
+    with _Watch(products.append):
         output = layer.forward(*args, **kwargs)
-    return watch.products, output
+    return products, output
 
 
 def differs_from_a_matrix(layer: MatrixLayer) -> str | None:
@@ -201,20 +211,32 @@ def sample_shape(layer: MatrixLayer) -> tuple[int, ...]:
     return 1, layer.in_channels, *(dilation * k + 1 for dilation, k in zip(layer.dilation, layer.kernel_size))
 
 
-def operand(layer: MatrixLayer, args: tuple, kwargs: dict) -> tuple[MatrixLayer, Tensor]:
-    """What `layer`, called with these arguments, multiplies: a layer of torch's own and the input that it would have.
-
-    For a layer with a forward of its own that is the operand of its one product, a padded image say, and a layer of
-    that product's geometry without weights (on the meta device).
-    """
-    if is_plain(layer):
-        return layer, args[0] if args else kwargs["input"]
-    ((operands, *_),), _ = watch_products(layer, *args, **kwargs)
+def plain_layer(layer: MatrixLayer, operands: dict) -> MatrixLayer:
+    """A layer of torch's own, without numbers (on the meta device), that makes the product `layer` makes."""
     if isinstance(layer, nn.Linear):
-        return nn.Linear(layer.in_features, layer.out_features, device="meta"), operands["input"]
+        return nn.Linear(layer.in_features, layer.out_features, device="meta")
     geometry = {name: operands[name] for name in ("stride", "padding", "dilation") if name in operands}
     m, c, *kernel = layer.weight.shape
-    return nn.Conv2d(c, m, kernel, **geometry, device="meta"), operands["input"]
+    return nn.Conv2d(c, m, kernel, **geometry, device="meta")
+
+
+def watch_inputs(
+    model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer], see: Callable[[str, MatrixLayer, Tensor], None]
+) -> None:
+    """Run the network on `images`; see(name, layer, inputs) is told of every product with a weight of `layers`.
+
+    `inputs` are what is multiplied, an image as padded by a forward of its own say, and `layer` is the `plain_layer`
+    that would do it. Who makes the product, the layer or a module that reads its weight, makes no difference.
+    """
+    names = {id(layer.weight): name for name, layer in layers.items()}
+
+    def told(product: Product) -> None:
+        name = names.get(id(product.operands["weight"]))
+        if name is not None:
+            see(name, plain_layer(layers[name], product.operands), product.operands["input"])
+
+    with _Watch(told):
+        model(images)
 
 
 def weight_matrix(layer: MatrixLayer) -> Tensor:

@@ -8,7 +8,7 @@ only those that some later computation reads are kept; the others become tensors
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -53,14 +53,11 @@ class Replay:
             yield logits, labels
 
     def advance(self, layer: nn.Module) -> None:
-        """Keep what `layer` and everything after it read, as it is with the weights of this moment.
-
-        Raises:
-            ValueError: the forward pass never calls `layer`.
-        """
+        """Keep what `layer` and everything after it read, as it is with the weights of this moment."""
         images, _ = next(iter(self.batches))
         if self._spans is None:
             self._spans = call_spans(self.model, images)
+        layer = caller(self.model, layer, self._spans)
         cut = _Cut(self.model, layer, finished_before(self._spans, layer))
         if not self._finished <= cut.finished:  # a step back: what was kept skips over the layer
             self._kept = []
@@ -251,9 +248,16 @@ def call_spans(model: nn.Module, images: Tensor) -> dict[nn.Module, list[tuple[i
     return spans
 
 
+def caller(model: nn.Module, layer: nn.Module, called: Container[nn.Module]) -> nn.Module:
+    """`layer`, or the innermost module around it that is called: one that reads the layer's weight, then."""
+    path = next(path for path, module in model.named_modules() if module is layer)
+    while layer not in called and path:
+        path = path.rpartition(".")[0]
+        layer = model.get_submodule(path)
+    return layer
+
+
 def finished_before(spans: dict[nn.Module, list[tuple[int, int]]], layer: nn.Module) -> set[nn.Module]:
     """The modules whose every call has returned when `layer` is first called."""
-    if layer not in spans:
-        raise ValueError(f"the forward pass never calls the layer {layer}")
     begin = min(start for start, _ in spans[layer])
     return {module for module, calls in spans.items() if all(end < begin for _, end in calls)}

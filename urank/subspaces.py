@@ -6,7 +6,7 @@ follow without a further pass: Y^T Y = W^T (X^T X) W. (Sections 2.1 and 5.2 of t
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from urank.distributed import processes, total
-from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers, operand
+from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers, watch_inputs
 from urank.patches import assemble_gram, full_precision, patch_products
 
 FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # CUDA compute capabilities: P100, V100, A100, H100, B200
@@ -63,6 +63,12 @@ def accumulate_grams(
                 watch_inputs(model, images, chosen, add)
     if not sums:
         raise ValueError(f"no calibration images: Gram matrices need at least one for each of {count} process(es)")
+    unused = [name for name in chosen if name not in sums]
+    if unused:
+        raise ValueError(
+            f"layers by whose weight the forward pass never multiplies: {', '.join(unused)}; leave them out with "
+            "`layers`"
+        )
     return {name: total(gram.write()) for name, gram in sums.items()}
 
 
@@ -78,35 +84,6 @@ def check_names(names: Sequence[str] | None, found: dict[str, MatrixLayer]) -> S
     if unknown:
         raise ValueError(f"no such matrix layer: {', '.join(unknown)}; the network has {', '.join(found)}")
     return list(found) if names is None else names
-
-
-def watch_inputs(
-    model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer], see: Callable[[str, MatrixLayer, Tensor], None]
-) -> None:
-    """Run the network on `images`; see(name, layer, inputs) is told of every call of one of `layers`.
-
-    `layer` and `inputs` are its `operand`.
-    """
-    seen = set()
-
-    def watch(name: str):
-        def hook(layer: MatrixLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            seen.add(name)
-            see(name, *operand(layer, args, kwargs))
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    missing = [name for name in layers if name not in seen]
-    if missing:
-        raise ValueError(
-            f"layers that the forward pass never calls: {', '.join(missing)}; leave them out with `layers`"
-        )
 
 
 class _GramSum:

@@ -36,9 +36,7 @@ class ResNet(nn.Module):
         super().__init__()
         block, count = BLOCKS[depth]
         c1, c2, c3 = (max(1, round(channels * width)) for channels in (16, 32, 64))
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, c1, 3, padding=1, bias=False), nn.BatchNorm2d(c1), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, c1, 3, padding=1, bias=False), nn.BatchNorm2d(c1), nn.ReLU(inplace=True))
         self.stage1 = stage(block, count, c1, c1, stride=1)
         self.stage2 = stage(block, count, c1 * block.expansion, c2, stride=2)
         self.stage3 = stage(block, count, c2 * block.expansion, c3, stride=2)
