@@ -1,7 +1,7 @@
 """Both sides in one process, one after the other: the naive way against this package's, as ratios.
 
-    python benchmarks/speed.py                    # all parts at their default sizes, some ten minutes on two cores
-    python benchmarks/speed.py --only grams --images 200
+    python -m benchmarks.speed                    # all parts at their default sizes
+    python -m benchmarks.speed --only grams --images 200
 
 Seconds are those of the clock and of the processor; a machine that does other things as well disturbs the second less.
 Every part says whether both sides came to the same result.
@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import naive
 import pandas as pd
 import torch
 import typer
 from torch import Tensor, nn
 
 import urank
+from benchmarks import naive
 from urank import datasets
 from urank.experiments import describe
 from urank.files import write_json
@@ -184,6 +184,56 @@ def inputs_of(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, Te
     return seen
 
 
+def scaling_part(images: int | None) -> list[dict]:
+    """Seconds and memory of the exact search against images, width and depth, one of them changed at a time."""
+    rows = []
+    for network, width, count in scaling_sizes(images or 500):
+        model, digits = trained(network, width, epochs=1)
+        grams = urank.accumulate_grams(model, digits.batches(digits.train.take(1000)), progress=False)
+        batches = list(digits.batches(digits.test.take(count)))
+        took = measured(lambda g=grams, b=batches, m=model: urank.search_ranks(m, g, b, TOLERANCE, evaluation="exact"))
+        cost = urank.count_cost(model)
+        rows.append(
+            dict(part="scaling", what=f"{network}, width {width:g}, {count} images", network=network, width=width)
+            | dict(images=count, layers=len(grams), macs=cost.macs, probes=len(took.result.probes))
+            | dict(seconds=round(took.seconds, 1), processor=round(took.processor, 1), peak_mib=took.peak >> 20)
+        )
+    return rows
+
+
+def scaling_sizes(images: int) -> list[tuple[str, float, int]]:
+    base, width = "vgg11", 0.25
+    counts = [(base, width, count) for count in (images, 2 * images, 4 * images)]
+    widths = [(base, other, images) for other in (width / 2, 2 * width)]
+    return counts + widths + [(deeper, width, images) for deeper in ("vgg13", "vgg16", "vgg19")]
+
+
+def vit_part(images: int | None) -> list[dict]:
+    """The full search of a ViT-B/16 at 224 pixels; on a GPU, as a processor would take weeks.
+
+    Random weights and images, and agreement for labels: what is measured is time, which does not depend on either but
+    through the share of probes that fail.
+    """
+    if not torch.cuda.is_available():
+        typer.echo("vit_b_16 is left out: there is no GPU", err=True)
+        return []
+    torch.manual_seed(0)
+    model = urank.explicit_attention(urank.create("torchvision/vit_b_16", classes=1000)).cuda().eval()
+    pictures = [torch.randn(250, 3, 224, 224, device="cuda") for _ in range((images or 10000) // 250)]
+    grams = measured(lambda: urank.accumulate_grams(model, pictures[:4]))
+    validation = urank.Validation.agreement(model, pictures)
+    search = measured(lambda: urank.search_ranks(model, grams.result, validation, tolerance=0.1))
+    macs, probes = urank.count_cost(model, (3, 224, 224)).macs, len(search.result.probes)
+    seen = probes * validation.total  # as the naive search would
+    return [
+        dict(part="vit_b_16", what=f"{len(grams.result)} layers, {validation.total} images", probes=probes)
+        | dict(seconds=round(search.seconds, 1), grams_seconds=round(grams.seconds, 1))
+        | dict(images_per_second=round(seen / search.seconds), tflops=round(2e-12 * macs * seen / search.seconds, 1))
+        | dict(hours_for_50000=round(search.seconds * 50000 / validation.total / 3600, 2), paper_gpu_hours=60)
+        | dict(peak_mib=torch.cuda.max_memory_allocated() >> 20)
+    ]
+
+
 def delve_part(images: int | None) -> list[dict]:
     """delve's layer saturation against Gram matrices of the inputs, on the same network and images.
 
@@ -217,6 +267,8 @@ PARTS = dict(
     deit=lambda images: search_part("deit", images),
     approximations=approximations_part,
     grams=grams_part,
+    scaling=scaling_part,
+    vit=vit_part,
     delve=delve_part,
 )
 
