@@ -149,9 +149,9 @@ def approximations_part(images: int | None) -> list[dict]:
     return rows
 
 
-def grams_part(images: int | None) -> list[dict]:
+def grams_part(images: int | None, width: float = 1.0) -> list[dict]:
     """`unfold` and a float64 product a batch against `patch_products`, on what VGG11's convolutions are called on."""
-    model = urank.create("vgg11").eval()
+    model = urank.create("vgg11", width=width).eval()
     rows = []
     for name, (conv, inputs) in inputs_of(model, torch.randn(images or 512, 3, 32, 32)).items():
         slow, fast = (measured(partial(side, conv, inputs.split(64))) for side in (unfolded_gram, shared_gram))
