@@ -7,7 +7,6 @@ Seconds are those of the clock and of the processor; a machine that does other t
 Every part says whether both sides came to the same result.
 """
 
-import gc
 import logging
 import os
 import platform
@@ -49,7 +48,6 @@ class Measured:
 
 
 def measured(call: Callable[[], Any]) -> Measured:
-    gc.collect()
     before = reset_peak()
     clock, processor = time.perf_counter(), time.process_time()
     result = call()
@@ -87,7 +85,7 @@ def row(part: str, what: str, naive_side: Measured, ours: Measured, same: bool, 
     )
 
 
-def trained(network: str, width: float, epochs: int = 4) -> tuple[nn.Module, datasets.Dataset]:
+def trained(network: str, width: float, epochs: int = 2) -> tuple[nn.Module, datasets.Dataset]:
     """`network`, trained for a moment on the embedded digits."""
     digits = datasets.load("digits10", train=6000, test=2000)
     torch.manual_seed(0)
