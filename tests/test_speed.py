@@ -44,6 +44,15 @@ def test_the_command_writes_what_the_page_reads(monkeypatch, tmp_path, capsys):
     assert html == speed.table(rows, "approximation", speed.APPROXIMATION).to_html()  # no random identifier
 
 
+def test_a_whole_search_is_timed():
+    """The part for GPUs, on a small ViT and the CPU."""
+    torch.manual_seed(0)
+    model = urank.create("vit", width=0.17)
+    row = script.whole_search("small", model, (3, 32, 32), 20)
+    assert row["layers"] == 6 * 4 + 2 and row["probes"] > row["failed"] > 0
+    assert row["images_per_second"] == pytest.approx(row["probes"] * 20 / row["seconds"], rel=0.2)
+
+
 def test_an_unknown_part_is_named(tmp_path):
     with pytest.raises(Exception, match="no part grams2"):
         script.main(only=["grams2"], images=4, out=tmp_path / "speed.json")
