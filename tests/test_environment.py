@@ -82,10 +82,14 @@ def imported(path):
             yield node.module.split(".")[0]
 
 
+OPTIONAL = {"delve"}  # the benchmark compares with it where somebody has installed it
+
+
 def test_every_package_that_is_imported_is_required():
     own = {"urank", "benchmarks", "conftest"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
     files = [path for folder in ("urank", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    names = {name for path in files for name in imported(path)} - own - set(sys.stdlib_module_names)
+    names = {name for path in files for name in imported(path)} - own - OPTIONAL
+    names -= set(sys.stdlib_module_names)
     distributions = importlib.metadata.packages_distributions()
     missing = {name for name in names if not {normalized(d) for d in distributions.get(name, [])} & set(pins())}
     assert missing == set()
