@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811  fixtures are imported, and then named as arguments
 import os
 import runpy
 import shutil
@@ -8,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_experiments import finished
-from test_profiles import mine, runs, write
+from conftest import finished
 
 from urank import cli
 from urank.experiments import STAGES

@@ -1,8 +1,7 @@
-import shutil
 from pathlib import Path
 
 import pytest
-from test_experiments import TINY, finished
+from conftest import TINY, finished
 
 from urank import datasets, models, profiles
 from urank.decompose import count_cost
@@ -33,46 +32,6 @@ FAULTS = {
     "unknown network": (WHOLE.replace("vgg11", "vgg12"), "vgg12"),
     "unknown data set": (WHOLE.replace("digits10", "mnist"), "mnist"),
 }
-
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Write a profile into another repository, one that has the notebook "page"."""
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "page.ipynb").touch()
-    monkeypatch.setattr(profiles, "ROOT", tmp_path)
-
-    def write(text):
-        path = tmp_path / "profiles" / "mine.yaml"
-        path.write_text(text)
-        return path
-
-    return write
-
-
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """Where live runs are kept, with that of `TINY` under the profile "mine"."""
-    folder = tmp_path / "kept"
-    shutil.copytree(finished()[0], folder / "mine" / "digits10" / "vgg11")
-    monkeypatch.setenv("URANK_RUNS", str(folder))
-    return folder
-
-
-@pytest.fixture
-def mine(write):
-    """A profile that runs `TINY`, and a second seed of it."""
-    recipes = [
-        f"{{epochs: {epochs}, batch_size: 20, lr: {lr}, crop: 2, flip: false" for epochs, lr in ((4, 0.03), (2, 0.01))
-    ]
-    tiny = (
-        "network: vgg11, dataset: digits10, width: 0.125, data: {train: 400, test: 100}, tolerance: 1.25, "
-        "calibration: 150, validation: 80, sweep: [features.8, classifier], "
-        f"train: {recipes[0]}}}, finetune: {recipes[1]}, ema_decay: 0.9}}"
-    )
-    shown = "{page: [digits10/vgg11]}"
-    return write(f"experiments:\n  - {{{tiny}}}\n  - {{{tiny}, seed: 1}}\nnotebooks: {shown}\n")
 
 
 class TestCommittedProfiles:

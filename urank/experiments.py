@@ -527,7 +527,7 @@ def _latency(work: _Work) -> dict:
             batch = images[torch.arange(size) % len(images)].to(dtype, memory_format=torch.channels_last)
             where = dict(batch=size, device=describe(work.device), precision=str(dtype).removeprefix("torch."))
             rows += [
-                dict(network=name, images_per_second=speed) | where
+                dict(network=name, images_per_second=float(f"{speed:.4g}")) | where
                 for name, speed in images_per_second(typed, batch).items()
             ]
     return dict(rows=rows)
