@@ -18,8 +18,9 @@ PROFILE = load_profile(config.get("profile", "quick"))
 BUILD = f"build/{PROFILE.name}"
 SITE = f"{BUILD}/site"  # what Jupyter Book is given: the pages, and executed copies of the notebooks beside them
 HTML = f"{BUILD}/_build/html"
-# Of one experiment. By default they share the cores; where others hand these out (a cluster), it says how many.
-THREADS = int(config.get("threads", max(1, (workflow.cores or 1) // len(PROFILE.experiments))))
+# Of one experiment. By default those that can begin at once share the cores; a cluster is told how many each gets.
+AT_ONCE = sum(experiment.start is None for experiment in PROFILE.experiments.values())
+THREADS = int(config.get("threads", max(1, (workflow.cores or 1) // AT_ONCE)))
 PYTHON, JUPYTER_BOOK = sys.executable, Path(sys.executable).parent / "jupyter-book"
 
 
