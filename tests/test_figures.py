@@ -5,8 +5,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import finished
 from matplotlib.colors import to_rgb
-from test_experiments import finished
 
 from urank import figures, paper
 from urank.experiments import Record

@@ -1,15 +1,19 @@
-"""One network on one data set, end to end: train, calibrate, search, decompose, fine-tune, record.
+"""One network on one data set, end to end: train, calibrate, search, decompose, fine-tune, time, record.
+
+An experiment may start from the network that another one trained.
 
 Every stage writes its result into the experiment's folder, weights first and a JSON file last, each file whole or
 absent. A stage whose JSON file is there is not computed again, so a run that was killed goes on where it stopped.
 """
 
+import copy
 import hashlib
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -19,16 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from urank import datasets, models
-from urank.datasets import Batches, Dataset
+from urank.datasets import SIDE, Batches, Dataset, Split
 from urank.decompose import count_cost, decompose, load_compact, merge_useless, project_network, save_compact
 from urank.distributed import is_first, join, own_device, totals, wait
 from urank.files import read_json, read_weights, write_json, write_tensors, write_weights
+from urank.latency import images_per_second
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import RankPlan
+from urank.precision import has_fast_bfloat16
 from urank.replay import Replay
 from urank.search import check_protocol, search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
-from urank.training import Recipe, evaluate, fit
+from urank.training import Recipe, check_time, evaluate, fit, last_layer
 from urank.utilization import project_weight
 
 ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
@@ -41,6 +47,7 @@ PRODUCES = {
     "decompose": ["decomposed/weights.safetensors", "decomposed/plan.json"],
     "finetune": ["finetuned/weights.safetensors", "finetuned/plan.json"],
 }
+BATCH_SIZES = (1, 256)  # at which the networks are timed
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
 
 
@@ -55,8 +62,16 @@ class Experiment:
         seed: of the weights, of the order of images and of their augmentation.
         tolerance, mode: of `search_ranks`.
         calibration: how many training images the Gram matrices are summed over; None for all.
-        validation: how many test images the search consults; None for all.
+        validation: how many of the images that the search consults it is given; None for all.
         sweep: layers whose input-energy threshold is swept for Figure 1(b).
+        variant: tells experiments of one network and data set apart; part of the name.
+        start: name of the experiment whose trained network this one starts from, instead of seeded weights. Both have
+            one network and width; a classifier for another number of classes starts from seeded weights. With
+            `train.epochs` 0 the network is taken as it is.
+        trainable: what `train` fits: "all", or "head", the last layer alone (a linear probe). Fine-tuning fits all.
+        holdout: how many of the last training images are kept from training and calibration, for the search to
+            consult; with 0 it consults test images, the very ones that accuracies are reported on.
+        baseline: fine-tune the original network as well, by the same recipe, for a fair comparison.
     """
 
     network: str
@@ -71,6 +86,11 @@ class Experiment:
     calibration: int | None = None
     validation: int | None = None
     sweep: tuple[str, ...] = ()
+    variant: str = ""
+    start: str | None = None
+    trainable: str = "all"
+    holdout: int = 0
+    baseline: bool = True
 
     def __post_init__(self):
         models.check_name(self.network)
@@ -84,15 +104,32 @@ class Experiment:
         missing = set(self.sweep) - set(matrix_layers(fresh_network(self))) if self.sweep else None
         if missing:
             raise ValueError(f"experiment: sweep names layers that {self.network} does not have: {', '.join(missing)}")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        if not isinstance(self.variant, str) or not re.fullmatch(r"[A-Za-z0-9._-]*(?<!-s\d)", self.variant):
+            raise ValueError(
+                f"experiment: variant is a text of letters, digits, '.', '_' and '-' that does not end like a seed "
+                f"(-s1), not {self.variant!r}"
+            )
+        if not isinstance(self.start, str | None):
+            raise ValueError(f"experiment: start is the name of an experiment, not {self.start!r}")
+        if self.trainable not in ("all", "head"):
+            raise ValueError(f"experiment: trainable is 'all' or 'head', not {self.trainable!r}")
+        if type(self.holdout) is not int or self.holdout < 0:
+            raise ValueError(f"experiment: holdout is a number of training images, not {self.holdout!r}")
+        if not isinstance(self.baseline, bool):
+            raise ValueError(f"experiment: baseline is true or false, not {self.baseline!r}")
 
     @property
     def name(self) -> str:
-        """dataset/network, with the seed where it is not 0; where its record lies among others."""
-        return f"{self.dataset}/{self.network}" + (f"-s{self.seed}" if self.seed else "")
+        """dataset/network@variant-sSEED, without an empty variant or seed 0; where its record lies among others."""
+        variant = f"@{self.variant}" if self.variant else ""
+        return f"{self.dataset}/{self.network}{variant}" + (f"-s{self.seed}" if self.seed else "")
 
     @classmethod
     def from_dict(cls, content: dict) -> "Experiment":
-        """An experiment from plain values, as `asdict` gives and a profile holds them.
+        """An experiment from plain values, as `asdict` gives and a profile holds them; defaults where they are silent.
 
         Raises:
             ValueError: an unknown or a missing key.
@@ -153,42 +190,100 @@ class Record:
 
 
 def run(
-    experiment: Experiment, folder: Path | str, device: str = "auto", progress: bool = True, same_code: bool = False
+    experiment: Experiment,
+    folder: Path | str,
+    device: str = "auto",
+    progress: bool = True,
+    same_code: bool = False,
+    start: Path | str | None = None,
+    deadline: float | None = None,
 ) -> Record:
     """Run `experiment`, or what is left of it, in `folder` and return its record (also written as `record.json`).
 
     Args:
         device: "cpu", "cuda", ... or "auto" for a GPU where there is one.
-        same_code: start again where other code began; default is to go on, as a record says which code ran a stage.
+        same_code: start again where other code began, or from other weights; default is to go on, as a record says
+            which code ran a stage.
+        start: folder of the experiment that this one starts from.
+        deadline: value of `time.monotonic()` after which no stage begins, and no epoch but the first of a fit.
 
     Raises:
-        ValueError: the folder holds another experiment, or a name or option is unknown.
+        ValueError: the folder holds another experiment, a name or option is unknown, or `start` is not the folder of
+            the experiment to start from.
+        OutOfTime: the deadline has passed and something is left; the next call goes on there.
     """
     folder = Path(folder)
     join()
+    weights = starting_weights(experiment, start)
     if is_first():
-        claim(folder, experiment, same_code)
-    work = _Work(experiment, folder, pick_device(device), progress)
-    stages = {stage.__name__.lstrip("_"): work.stage(stage) for stage in STAGES}
+        claim(folder, experiment, same_code, weights)
+    work = _Work(experiment, folder, pick_device(device), progress, weights, deadline)
+    stages = {stage_name(stage): work.stage(stage) for stage in stages_of(experiment)}
     record = Record(assemble(experiment, stages))
     record.save(folder / "record.json")
     return record
 
 
-def claim(folder: Path, experiment: Experiment, same_code: bool) -> None:
-    """Write down whose folder this is and which code began it; refuse one that another experiment has begun."""
-    path, content = folder / "experiment.json", dict(definition=plain(asdict(experiment)), code=code_digest())
-    stages = [read_json(file) for stage in STAGES if (file := folder / f"{stage.__name__.lstrip('_')}.json").exists()]
+def starting_weights(experiment: Experiment, start: Path | str | None) -> Path | None:
+    """The file of the weights that `experiment` starts from; None where these are seeded."""
+    if (experiment.start is None) != (start is None):
+        whose = f"the folder of {experiment.start}" if experiment.start else "no folder: its weights are seeded"
+        raise ValueError(f"{experiment.name} starts from {whose}, not from {start}")
+    if start is None:
+        return None
+    start = Path(start)
+    if not (start / "train.json").exists():
+        raise ValueError(f"{experiment.name} starts from {experiment.start}, which has not been trained in {start}")
+    check_start(experiment, Experiment.from_dict(read_json(start / "experiment.json")["definition"]))
+    return start / "original.safetensors"
+
+
+def check_start(experiment: Experiment, start: Experiment) -> None:
+    """Refuse to start `experiment` from the trained network of `start` where it cannot be, or would mislead."""
+    if start.name != experiment.start:
+        raise ValueError(f"{experiment.name} starts from {experiment.start}, not from {start.name}")
+    if (start.network, start.width) != (experiment.network, experiment.width):
+        raise ValueError(
+            f"{experiment.name} is a {experiment.network} of width {experiment.width:g}: it cannot start from "
+            f"{start.name}, a {start.network} of width {start.width:g}"
+        )
+    if start.dataset == experiment.dataset and start.holdout < experiment.holdout:
+        raise ValueError(
+            f"{experiment.name} holds out {experiment.holdout} images, on some of which {start.name} was trained: let "
+            "that hold out as many"
+        )
+
+
+def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path | None = None) -> None:
+    """Write down whose folder this is, which code began it, and from which weights; refuse one begun otherwise."""
+    path, stages = folder / "experiment.json", finished_stages(folder)
+    content = dict(definition=plain(asdict(experiment)), code=code_digest(), start=weights and digest(weights))
     if not stages and not list(folder.glob("*.ckpt")):  # nothing is lost: not even an epoch was finished here
         write_json(path, content)
     begun = read_json(path)
-    if not isinstance(begun, dict) or begun.get("definition") != content["definition"]:
+    if begun_definition(begun) != content["definition"]:
         raise ValueError(
             f"{folder} holds another experiment (see experiment.json there): delete it or name another folder"
         )
-    if same_code and {begun["code"], *(stage["made"]["code"] for stage in stages)} != {content["code"]}:
+    same_start = begun.get("start") == content["start"]
+    codes = {begun["code"], *(stage["made"]["code"] for stage in stages)}
+    if same_code and (codes != {content["code"]} or not same_start):
         shutil.rmtree(folder)
         write_json(path, content)
+    elif not same_start:
+        raise ValueError(f"{folder} was begun from other weights of {experiment.start}: delete it to start again")
+
+
+def finished_stages(folder: Path) -> list[dict]:
+    return [read_json(file) for stage in STAGES if (file := folder / f"{stage_name(stage)}.json").exists()]
+
+
+def begun_definition(begun: object) -> dict | None:
+    """The definition in an experiment.json, with defaults for what experiments did not have when it was written."""
+    try:
+        return plain(asdict(Experiment.from_dict(begun["definition"])))
+    except (KeyError, TypeError, ValueError):  # whatever it is, it is no experiment
+        return None
 
 
 def code_files() -> list[Path]:
@@ -200,7 +295,12 @@ def code_files() -> list[Path]:
 @cache
 def code_digest() -> str:
     """Twelve hexadecimal digits that change with the code an experiment runs; of the code that this process runs."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in code_files())).hexdigest()[:12]
+    return digest(*code_files())
+
+
+def digest(*paths: Path) -> str:
+    """Twelve hexadecimal digits that change with the content of the files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
 def plain(content):
@@ -223,19 +323,29 @@ def pick_device(name: str) -> torch.device:
 class _Work:
     """What the stages of one run share: the folder, the device, and the images, loaded when first needed."""
 
-    def __init__(self, experiment: Experiment, folder: Path, device: torch.device, progress: bool):
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        device: torch.device,
+        progress: bool,
+        weights: Path | None,
+        deadline: float | None,
+    ):
         self.experiment, self.folder, self.device, self.progress = experiment, folder, device, progress
-        self._dataset: Dataset | None = None
+        self.weights, self.deadline = weights, deadline
+        self._images: tuple[Dataset, Split] | None = None
 
     def stage(self, compute: Callable[["_Work"], dict]) -> dict:
         """The stage's result: read where it is there, else computed and written with the seconds it took.
 
         The checkpoint of a fit goes last, so that no epoch is lost in between.
         """
-        name = compute.__name__.lstrip("_")
+        name = stage_name(compute)
         path = self.folder / f"{name}.json"
         missing = not all(file.exists() for file in [path, *(self.folder / left for left in PRODUCES.get(name, []))])
         if totals(int(missing and is_first()))[0]:  # as the first process sees it
+            check_time(self.deadline, f"{self.experiment.name} has its stage {name} ahead")
             start = time.perf_counter()
             result = compute(self)
             made = dict(device=describe(self.device), date=datetime.now(UTC).date().isoformat(), code=code_digest())
@@ -247,9 +357,20 @@ class _Work:
 
     @property
     def dataset(self) -> Dataset:
-        if self._dataset is None:
-            self._dataset = datasets.load(self.experiment.dataset, **self.experiment.data)
-        return self._dataset
+        """The images, without those held out."""
+        return self._loaded()[0]
+
+    @property
+    def consulted(self) -> Split:
+        """The images that a search may consult."""
+        return self._loaded()[1]
+
+    def _loaded(self) -> tuple[Dataset, Split]:
+        if self._images is None:
+            dataset = datasets.load(self.experiment.dataset, **self.experiment.data)
+            held_out = self.experiment.holdout
+            self._images = hold_out(dataset, held_out) if held_out else (dataset, dataset.test)
+        return self._images
 
     @property
     def calibration(self) -> Batches:
@@ -258,16 +379,19 @@ class _Work:
 
     @property
     def validation(self) -> Batches:
-        split = self.dataset.test.take(self.experiment.validation)
+        split = self.consulted.take(self.experiment.validation)
         return self.dataset.batches(split.to(self.device))
 
     @property
     def test(self) -> Batches:
         return self.dataset.batches(self.dataset.test.to(self.device))
 
-    def fresh(self) -> nn.Module:
-        """The network with its seeded initial weights."""
-        return fresh_network(self.experiment).to(self.device, memory_format=torch.channels_last)
+    def initial(self) -> nn.Module:
+        """The network before its training."""
+        network = fresh_network(self.experiment)
+        if self.weights is not None:
+            adopt(network, read_weights(self.weights))
+        return network.to(self.device, memory_format=torch.channels_last)
 
     def original(self) -> nn.Module:
         """The trained network."""
@@ -279,11 +403,18 @@ class _Work:
     def grams(self) -> dict[str, Tensor]:
         return calibrated_grams(self.folder, self.device)
 
-    def fit(self, network: nn.Module, recipe: Recipe, stage: str) -> list[dict]:
+    def merged(self) -> nn.Module:
+        """The fine-tuned network with only the useful layers split."""
+        original = self.original()
+        compact = load_compact(original, self.folder / "finetuned")
+        merged = merge_useless(compact, original, self.plan())
+        return merged.to(self.device, memory_format=torch.channels_last)
+
+    def fit(self, network: nn.Module, recipe: Recipe, stage: str, part: str = "") -> list[dict]:
         """Fit `network` with a checkpoint that is there only until the stage has ended."""
         description = f"{self.experiment.name} {stage}"
-        checkpoint = self.folder / f"{stage}.ckpt"
-        return fit(network, self.dataset, recipe, self.experiment.seed, checkpoint, self.device, description)
+        checkpoint, seed = self.folder / f"{stage}.ckpt", self.experiment.seed
+        return fit(network, self.dataset, recipe, seed, checkpoint, self.device, description, part, self.deadline)
 
 
 def fresh_network(experiment: Experiment) -> nn.Module:
@@ -291,6 +422,34 @@ def fresh_network(experiment: Experiment) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         return models.create(experiment.network, datasets.CLASSES[experiment.dataset], experiment.width)
+
+
+def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split]:
+    """`dataset` without its last `count` training images, and these."""
+    train = dataset.train
+    if count >= len(train):
+        raise ValueError(f"{dataset.name}: of {len(train)} training images {count} cannot be held out")
+    kept = len(train) - count
+    return replace(dataset, train=train.take(kept)), Split(train.images[kept:], train.labels[kept:])
+
+
+def head_of(network: nn.Module) -> str:
+    """The path of the layer that gives the logits."""
+    return last_layer(network, next(network.parameters()).new_zeros(1, 3, SIDE, SIDE))
+
+
+def adopt(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load `weights` into `network`, except a classifier for another number of classes.
+
+    Raises:
+        ValueError: the weights differ from the network's in more than the classifier's shape.
+    """
+    own, head = network.state_dict(), head_of(network)
+    kept = {name: tensor for name, tensor in own.items() if name in weights and weights[name].shape != tensor.shape}
+    strange = own.keys() ^ weights.keys() | {name for name in kept if name.rpartition(".")[0] != head}
+    if strange:
+        raise ValueError(f"the weights to start from differ in more than the classifier {head}: {', '.join(strange)}")
+    network.load_state_dict(weights | kept)
 
 
 def original_network(experiment: Experiment, folder: Path) -> nn.Module:
@@ -307,8 +466,9 @@ def calibrated_grams(folder: Path, device: torch.device | str = "cpu") -> dict[s
 
 
 def _train(work: _Work) -> dict:
-    network = work.fresh()
-    history = work.fit(network, work.experiment.train, "train")
+    network = work.initial()
+    part = head_of(network) if work.experiment.trainable == "head" else ""
+    history = work.fit(network, work.experiment.train, "train", part)
     write_weights(work.folder / "original.safetensors", network)
     return dict(history=history, accuracy=evaluate(network, work.test), cost=asdict(count_cost(network)))
 
@@ -347,6 +507,30 @@ def _finetune(work: _Work) -> dict:
         cost=asdict(count_cost(merged)),
         split_cost=asdict(count_cost(compact)),
     )
+
+
+def _baseline(work: _Work) -> dict:
+    """The original network, given the same further training as the compact one."""
+    network = work.original()
+    history = work.fit(network, work.experiment.finetune, "baseline")
+    return dict(history=history, accuracy=evaluate(network, work.test))
+
+
+def _latency(work: _Work) -> dict:
+    """Images a second of the original and of the compact network, at each batch size and precision."""
+    networks, test = dict(original=work.original(), compact=work.merged()), work.test
+    images, _ = next(iter(work.dataset.batches(test.split, max(BATCH_SIZES))))
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16)[: 1 + has_fast_bfloat16(work.device)]:
+        typed = {name: copy.deepcopy(network).to(dtype) for name, network in networks.items()}
+        for size in BATCH_SIZES:
+            batch = images[torch.arange(size) % len(images)].to(dtype, memory_format=torch.channels_last)
+            where = dict(batch=size, device=describe(work.device), precision=str(dtype).removeprefix("torch."))
+            rows += [
+                dict(network=name, images_per_second=float(f"{speed:.4g}")) | where
+                for name, speed in images_per_second(typed, batch).items()
+            ]
+    return dict(rows=rows)
 
 
 def _spectra(work: _Work) -> dict:
@@ -401,12 +585,25 @@ def sweep_layer(layer, gram: Tensor, replay: Replay) -> list[dict]:
     return rows
 
 
-STAGES = (_train, _calibrate, _search, _spectra, _sweep, _decompose, _finetune)
+STAGES = (_train, _calibrate, _search, _spectra, _sweep, _decompose, _finetune, _baseline, _latency)
+
+
+def stage_name(stage: Callable[[_Work], dict]) -> str:
+    """What its file, and its key in a record, is called."""
+    return stage.__name__.lstrip("_")
+
+
+def stages_of(experiment: Experiment) -> list[Callable[[_Work], dict]]:
+    """The stages of an experiment; a baseline that would be fitted for no epoch is the original itself."""
+    without_baseline = not experiment.baseline or experiment.finetune.epochs == 0
+    return [stage for stage in STAGES if not (stage is _baseline and without_baseline)]
 
 
 def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
     """The record's content from the stages' results."""
     train, search, finetune = stages["train"], stages["search"], stages["finetune"]
+    baseline = stages.get("baseline", dict(accuracy=None, history=[]))
+    history = dict(train=train["history"], finetune=finetune["history"], baseline=baseline["history"])
     return dict(
         experiment=plain(asdict(experiment)),
         accuracy=dict(
@@ -415,15 +612,19 @@ def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
             decomposed=stages["decompose"]["accuracy"],
             finetuned=finetune["accuracy"],
             merged=finetune["merged_accuracy"],
+            baseline=baseline["accuracy"],
         ),
         cost=dict(original=train["cost"], compact=finetune["cost"], split=finetune["split_cost"]),
         plan=search["plan"],
+        consulted="held-out training" if experiment.holdout else "test",
         spectra=stages["spectra"]["layers"],
         sweep=stages["sweep"]["rows"],
-        history=dict(train=train["history"], finetune=finetune["history"]),
+        latency=stages["latency"]["rows"],
+        history=history,
         calibration_images=stages["calibrate"]["images"],
-        seconds={name: stage["seconds"] for name, stage in stages.items()}
-        | {"train": seconds_of(train["history"]), "finetune": seconds_of(finetune["history"])},
+        seconds={
+            name: seconds_of(history[name]) if name in history else stage["seconds"] for name, stage in stages.items()
+        },
         made={name: stage["made"] for name, stage in stages.items()},
         versions={package: version(package) for package in VERSIONS_OF} | dict(python=platform.python_version()),
     )
