@@ -11,7 +11,7 @@ Snakemake's executors run what is independent side by side. The target `experime
 import sys
 from pathlib import Path
 
-from urank.experiments import code_files
+from urank.provenance import code_files
 from urank.profiles import ROOT, load_profile
 
 PROFILE = load_profile(config.get("profile", "quick"))

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 import urank
 from benchmarks import naive
 from urank import datasets
-from urank.experiments import describe
 from urank.files import write_json
 from urank.layers import evaluating, matrix_layers
 from urank.patches import assemble_gram, patch_products
 from urank.precision import has_fast_bfloat16
+from urank.provenance import describe
 
 OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "speed.json"
 TOLERANCE = 0.5

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from urank import profiles
-from urank.experiments import Experiment, Record, run
+from urank.experiments import run
 from urank.models import create
+from urank.records import Experiment, Record
 from urank.training import Recipe
 
 TINY = Experiment(

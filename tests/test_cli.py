@@ -10,7 +10,7 @@ import torch
 from conftest import finished
 
 from urank import cli, profiles
-from urank.experiments import STAGES, stage_name
+from urank.stages import STAGES, stage_name
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,12 +14,14 @@ import pytest
 import torch
 from conftest import TINY, UNTRAINED, finished
 
-from urank import datasets, experiments, figures, models
+from urank import datasets, figures, models, provenance, records, stages
 from urank.decompose import count_cost, load_compact, merge_useless, project_network
-from urank.experiments import STAGES, Experiment, Record, claim, run
+from urank.experiments import claim, run
 from urank.files import read_json, read_weights, write_json
 from urank.layers import matrix_layers, weight_matrix
+from urank.records import Experiment, Record
 from urank.search import search_ranks
+from urank.stages import STAGES
 from urank.subspaces import accumulate_grams
 from urank.training import OutOfTime, Recipe, evaluate, fit
 
@@ -130,7 +132,7 @@ class TestRun:
         assert record["calibration_images"] == 150 and plan.total == 80
 
     def test_projected_accuracy_is_that_of_the_plan(self, folder, record, original, dataset):
-        projected = project_network(original, record.plan, experiments.calibrated_grams(folder))
+        projected = project_network(original, record.plan, stages.calibrated_grams(folder))
         assert record["accuracy"]["projected"] == evaluate(projected, dataset.batches(dataset.test))
         validation = dataset.batches(dataset.test.take(80))
         assert round(0.8 * evaluate(projected, validation)) == record.plan.layers[-1].correct
@@ -151,7 +153,7 @@ class TestRun:
         assert record.macs_ratio == costs["compact"][1] / costs["original"][1]
 
     def test_spectra_are_those_of_the_weights(self, folder, record, original):
-        grams, layers = experiments.calibrated_grams(folder), matrix_layers(original)
+        grams, layers = stages.calibrated_grams(folder), matrix_layers(original)
         assert list(record["spectra"]) == list(grams) == [entry.layer for entry in record.plan.layers]
         for entry in record.plan.layers:
             spectrum, W = record["spectra"][entry.layer], weight_matrix(layers[entry.layer]).numpy()
@@ -170,7 +172,7 @@ class TestRun:
 
     def test_sweep_rises_to_the_whole_layer(self, record, folder, original, dataset):
         layers = matrix_layers(original)
-        grams = experiments.calibrated_grams(folder)
+        grams = stages.calibrated_grams(folder)
         assert [row["layer"] for row in record["sweep"]] == ["features.8"] * 14 + ["classifier"] * 14
         for row in record["sweep"]:
             eigenvalues = np.linalg.eigvalsh(grams[row["layer"]].double().numpy())[::-1]
@@ -185,7 +187,7 @@ class TestRun:
         assert row["norm_difference"] == pytest.approx(np.linalg.norm(W - projected) / np.linalg.norm(W), rel=1e-6)
         network = models.create("vgg11", 10, 0.125)
         network.load_state_dict(original.state_dict())
-        experiments.set_weight_matrix(network.features[8], torch.from_numpy(projected))
+        stages.set_weight_matrix(network.features[8], torch.from_numpy(projected))
         correct = 0.8 * evaluate(network, dataset.batches(dataset.test.take(80)))
         assert abs(correct - row["correct"]) < 1.5
 
@@ -193,7 +195,7 @@ class TestRun:
         """Else the layers after it would be swept in another network."""
         layer = matrix_layers(original)["features.8"]
         before = layer.weight.detach().clone()
-        rows = experiments.sweep_layer(layer, experiments.calibrated_grams(folder)["features.8"], [])
+        rows = stages.sweep_layer(layer, stages.calibrated_grams(folder)["features.8"], [])
         assert rows[0]["norm_difference"] > 0.01
         assert torch.equal(layer.weight, before)
 
@@ -217,7 +219,8 @@ KILLED = """
 import json, os, signal, sys, time
 from pathlib import Path
 import torch
-from urank.experiments import Experiment, run
+from urank.experiments import run
+from urank.records import Experiment
 
 torch.set_num_threads(int(sys.argv[3]))
 experiment, folder = Experiment.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])
@@ -265,7 +268,7 @@ class TestKilledRun:
         def killed(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(experiments, "evaluate", killed)
+        monkeypatch.setattr(stages, "evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             again(TINY, copied)
         assert (copied / f"{stage}.ckpt").exists()
@@ -431,7 +434,7 @@ class TestStart:
     def test_takes_all_but_a_classifier_for_other_classes(self, folder, tmp_path):
         experiment = replace(PROBE, dataset="digits100", data=dict(train=100, test=100))
         _, weights = self.started(folder, tmp_path, dataset="digits100", data=experiment.data)
-        trained, fresh = weights_of(folder), experiments.fresh_network(experiment).state_dict()
+        trained, fresh = weights_of(folder), records.fresh_network(experiment).state_dict()
         for name, tensor in weights.items():
             assert tensor.equal((fresh if name.startswith("classifier.") else trained)[name]), name
 
@@ -467,7 +470,7 @@ class TestStart:
     def test_notices_that_its_start_was_trained_anew(self, folder, copied, tmp_path):
         run(PROBE, tmp_path / "run", "cpu", progress=False, start=folder)
         weights = weights_of(copied)
-        experiments.write_tensors(copied / "original.safetensors", weights | {"classifier.bias": torch.ones(10)})
+        stages.write_tensors(copied / "original.safetensors", weights | {"classifier.bias": torch.ones(10)})
         before = written(tmp_path / "run")
         with pytest.raises(ValueError, match="begun from other weights of digits10/vgg11"):
             run(PROBE, tmp_path / "run", "cpu", progress=False, start=copied)
@@ -479,10 +482,10 @@ class TestStart:
         weights = dict(original.state_dict())
         weights["features.0.weight"] = torch.zeros(9, 3, 3, 3)
         with pytest.raises(ValueError, match="more than the classifier classifier: features.0.weight"):
-            experiments.adopt(experiments.fresh_network(TINY), weights)
+            stages.adopt(records.fresh_network(TINY), weights)
         del weights["features.0.weight"]
         with pytest.raises(ValueError, match="features.0.weight"):
-            experiments.adopt(experiments.fresh_network(TINY), weights)
+            stages.adopt(records.fresh_network(TINY), weights)
 
 
 class TestHoldout:
@@ -492,13 +495,13 @@ class TestHoldout:
         record = again(self.HELD, tmp_path)
         assert record["consulted"] == "held-out training" and record.plan.total == 6
         assert record["calibration_images"] == 13
-        digits, network = datasets.load("digits10", train=20, test=10), experiments.fresh_network(self.HELD)
+        digits, network = datasets.load("digits10", train=20, test=10), records.fresh_network(self.HELD)
         held_out = digits.batches(datasets.Split(digits.train.images[13:19], digits.train.labels[13:19]))
-        grams = experiments.calibrated_grams(tmp_path)
+        grams = stages.calibrated_grams(tmp_path)
         assert record.plan == search_ranks(network, grams, held_out, tolerance=100.0, progress=False)
 
     def test_splits_the_training_images(self, dataset):
-        kept, held_out = experiments.hold_out(dataset, 30)
+        kept, held_out = stages.hold_out(dataset, 30)
         assert (len(kept.train), len(held_out)) == (370, 30)
         assert torch.cat([kept.train.images, held_out.images]).equal(dataset.train.images)
         assert torch.cat([kept.train.labels, held_out.labels]).equal(dataset.train.labels)
@@ -509,7 +512,7 @@ class TestHoldout:
 
     def test_of_all_images_is_refused(self, dataset):
         with pytest.raises(ValueError, match="of 400 training images 400 cannot be held out"):
-            experiments.hold_out(dataset, 400)
+            stages.hold_out(dataset, 400)
 
 
 class TestBaseline:
@@ -535,7 +538,7 @@ class TestLatency:
         assert all(row["images_per_second"] > 0 and row["device"] for row in record["latency"])
 
     def test_times_the_network_whose_cost_is_reported(self, folder, record):
-        work = experiments._Work(TINY, folder, torch.device("cpu"), False, None, None)
+        work = stages.Work(TINY, folder, torch.device("cpu"), False, None, None)
         assert asdict(count_cost(work.merged())) == record["cost"]["compact"]
 
 
@@ -551,7 +554,7 @@ class TestDeadline:
     def test_keeps_the_epochs_of_a_fit(self, copied, record, monkeypatch):
         """The time is over during the first epoch of the fine-tuning; the next call goes on with the second."""
         (copied / "finetune.json").unlink()
-        monkeypatch.setattr(experiments, "check_time", lambda *_: None)  # the stage has begun in time
+        monkeypatch.setattr(stages, "check_time", lambda *_: None)  # the stage has begun in time
         with pytest.raises(OutOfTime, match="digits10/vgg11 finetune has 1 of 2 epochs left"):
             run(TINY, copied, "cpu", progress=False, deadline=time.monotonic())
         assert (copied / "finetune.ckpt").exists() and not (copied / "finetune.json").exists()
@@ -599,7 +602,7 @@ class TestCode:
         return folder
 
     def test_of_now_goes_on(self, tmp_path):
-        folder = self.begun(tmp_path / "run", experiments.code_digest())
+        folder = self.begun(tmp_path / "run", provenance.code_digest())
         claim(folder, TINY, same_code=True)
         assert (folder / "train.json").exists()
 
@@ -621,15 +624,15 @@ class TestCode:
 
     def test_of_any_stage_counts(self, tmp_path):
         """Begun by the code of now, gone on with by another."""
-        folder = self.begun(tmp_path / "run", experiments.code_digest())
+        folder = self.begun(tmp_path / "run", provenance.code_digest())
         write_json(folder / "calibrate.json", dict(made=dict(code="of then")))
         claim(folder, TINY, same_code=True)
         assert not (folder / "calibrate.json").exists()
 
     def test_is_that_which_runs_not_that_on_disk_by_now(self, monkeypatch):
-        running = experiments.code_digest()
-        monkeypatch.setattr(experiments, "code_files", lambda: [Path(__file__)])  # edited after it was imported
-        assert experiments.code_digest() == running
+        running = provenance.code_digest()
+        monkeypatch.setattr(provenance, "code_files", lambda: [Path(__file__)])  # edited after it was imported
+        assert provenance.code_digest() == running
 
     def test_another_experiment_is_never_deleted(self, tmp_path):
         folder = self.begun(tmp_path / "run", "of then")
@@ -638,7 +641,9 @@ class TestCode:
         assert (folder / "train.json").exists()
 
     def test_counts_every_module_that_measures(self):
-        package = Path(experiments.__file__).parent
-        presentation = {"figures.py", "paper.py", "profiles.py", "cli.py", "__init__.py", "__main__.py"}
-        modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")} - presentation
-        assert {path.relative_to(package).as_posix() for path in experiments.code_files()} == modules
+        package = Path(provenance.__file__).parent
+        presentation = {"figures", "paper", "speed", "status", "discrepancies", "transformer_cost", "profiles", "cli"}
+        modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+        shown = {name for name in modules if name.split("/")[0].split(".")[0] in presentation}
+        modules -= shown | {"__init__.py", "__main__.py"}
+        assert {path.relative_to(package).as_posix() for path in provenance.code_files()} == modules

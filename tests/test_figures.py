@@ -9,7 +9,7 @@ from conftest import finished
 from matplotlib.colors import to_rgb
 
 from urank import figures, paper
-from urank.experiments import Record
+from urank.records import Record
 
 LABELS = ["original %", "MLU of W %", "MLU %", "fine-tuned %", "change", "params", "MACs"]
 

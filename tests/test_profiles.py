@@ -6,10 +6,10 @@ from conftest import TINY, finished
 
 from urank import datasets, models, profiles
 from urank.decompose import count_cost
-from urank.experiments import calibrated_grams
 from urank.files import read_weights
 from urank.layers import matrix_layers
 from urank.profiles import load_profile, recorded, reproduce, run_folder, runs_folder
+from urank.stages import calibrated_grams
 
 NAMES = sorted(path.stem for path in (profiles.ROOT / "profiles").glob("*.yaml"))
 ENTRY = "{network: vgg11, dataset: digits10, train: {epochs: 1}, finetune: {epochs: 1}"

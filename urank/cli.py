@@ -9,8 +9,9 @@ import pandas as pd
 import typer
 
 from urank import profiles
-from urank.experiments import STAGES, Experiment, Record, stage_name, stages_of
 from urank.profiles import load_profile, run_folder
+from urank.records import Experiment, Record
+from urank.stages import STAGES, stage_name, stages_of
 from urank.training import OutOfTime
 
 app = typer.Typer(

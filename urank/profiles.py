@@ -14,8 +14,9 @@ from pathlib import Path
 import yaml
 from torch import Tensor, nn
 
-from urank import experiments
-from urank.experiments import Experiment, Record, check_start, run
+from urank import stages
+from urank.experiments import run
+from urank.records import Experiment, Record, check_start
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "data" / "records"
@@ -177,12 +178,12 @@ def live_records(profile: str, notebook: str) -> list[Record]:
 
 def trained_network(profile: str, record: Record) -> nn.Module:
     """The trained network behind a live record, on the CPU."""
-    return experiments.original_network(record.experiment, run_folder(profile, record.experiment.name))
+    return stages.original_network(record.experiment, run_folder(profile, record.experiment.name))
 
 
 def calibrated_grams(profile: str, record: Record) -> dict[str, Tensor]:
     """X^T X of its layers, in the order of the forward pass, on the CPU."""
-    return experiments.calibrated_grams(run_folder(profile, record.experiment.name))
+    return stages.calibrated_grams(run_folder(profile, record.experiment.name))
 
 
 def recorded(pattern: str = "*/*") -> list[Record]:
