@@ -9,7 +9,7 @@ from torch import nn
 
 from urank.counting import margins
 from urank.decompose import project_network
-from urank.search import Validation, allowed_loss, search_ranks
+from urank.search import Validation, allowed_loss, growing_sizes, search_ranks
 from urank.subspaces import accumulate_grams
 
 # Per network: strength of the pattern in the noise, training steps, images to calibrate on, images to validate on.
@@ -288,7 +288,7 @@ class TestValidation:
     def test_hardest_first_is_the_same_images_by_their_margins(self, trained):
         network, _, batches = trained("cnn")
         ordered = Validation(batches).hardest_first(network)
-        assert [len(labels) for _, labels in ordered] == [len(labels) for _, labels in batches]
+        assert [len(labels) for _, labels in ordered] == [2, 4, 8, 16, 32, 64, 24]  # of 150 in batches of 64
         with torch.no_grad():
             found = torch.cat([margins(network(images), labels) for images, labels in ordered])
             plain = torch.cat([margins(network(images), labels) for images, labels in batches])
@@ -357,3 +357,18 @@ class TestValidation:
 )
 def test_allowed_loss_is_exact_decimal_arithmetic(tolerance, total, images):
     assert allowed_loss(tolerance, total) == naive.allowed_loss(tolerance, total) == images
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "least", "sizes"),
+    [
+        (100, 64, 1, [2, 4, 8, 16, 32, 38]),
+        (3, 256, 1, [3]),
+        (7, 1, 1, [1] * 7),
+        (21, 32, 4, [4, 8, 9]),
+        (13, 32, 4, [4, 9]),
+        (300, 64, 1, [2, 4, 8, 16, 32, 64, 64, 64, 46]),
+    ],
+)
+def test_batches_grow(total, most, least, sizes):
+    assert growing_sizes(total, most, least) == sizes and sum(sizes) == total

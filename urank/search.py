@@ -88,24 +88,31 @@ class Validation:
         return self._in_order(torch.randperm(self.total, generator=torch.Generator().manual_seed(0)))
 
     def shared(self) -> "Validation":
-        """This process's share of the images, in their order, in as many batches as every other process's.
+        """This process's share of every batch.
 
         Raises:
             ValueError: fewer images than processes.
         """
         number, count = processes()
-        if count == 1:
-            return self
         if self.total < count:
             raise ValueError(f"{self.total} validation images cannot be shared among {count} processes")
-        rounds = math.ceil(self.total / (count * max(len(labels) for _, labels in self)))
-        images, labels = (torch.cat(parts)[number::count].tensor_split(rounds) for parts in zip(*self.batches))
-        return Validation(zip(images, labels), self.counts)
+        return Validation([(images[number::count], labels[number::count]) for images, labels in self], self.counts)
 
     def _in_order(self, order: Tensor) -> "Validation":
-        size = max(len(labels) for _, labels in self)
+        sizes = growing_sizes(self.total, max(len(labels) for _, labels in self), least=processes()[1])
         images, labels = (torch.cat(parts)[order.to(parts[0].device)] for parts in zip(*self.batches))
-        return Validation(zip(images.split(size), labels.split(size)), self.counts)
+        return Validation(zip(images.split(sizes), labels.split(sizes)), self.counts)
+
+
+def growing_sizes(total: int, most: int, least: int) -> list[int]:
+    """Sizes of batches of `total` images: few at first, where a failure shows, then twice as many up to `most`."""
+    sizes, size = [], max(1, most // 32, least)
+    while sum(sizes) < total:
+        sizes.append(min(size, total - sum(sizes)))
+        size = max(least, min(2 * size, most))
+    if sizes[-1] < least and len(sizes) > 1:  # every process needs an image of every batch
+        sizes[-2:] = [sum(sizes[-2:])]
+    return sizes
 
 
 def _checked_correct(logits: Tensor, labels: Tensor) -> int:
