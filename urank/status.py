@@ -14,6 +14,7 @@ from pandas.io.formats.style import Styler
 from urank import models, paper, profiles
 from urank.attention import explicit_attention
 from urank.experiments import Record
+from urank.figures.contrasts import variant
 from urank.figures.snapshot import peak_layer
 from urank.figures.style import styled
 from urank.figures.tables import SAME, grouped, measured_row
@@ -112,7 +113,8 @@ def paper_rows() -> list[Row]:
 
 def compared(row: Row, records: list[Record]) -> list[dict]:
     """A line for each quantity of one row; one line that says what is needed where it has not been measured."""
-    full = [record for record in records if record["experiment"]["width"] == 1]
+    searched = "variant" in row.same or "tolerance" in row.same  # tables whose rows are variants
+    full = [one for one in records if one["experiment"]["width"] == 1 and (searched or not variant(one))]
     seeds = grouped(full, list(row.same)).get(tuple(row.same.values()), [])
     if not seeds:
         return [missing(row.item, PAGES[row.table], needs(row))]
@@ -190,7 +192,7 @@ def is_plain(record: Record, dataset: str, network: str) -> bool:
     """True for the full-width network of this name on this data set, trained from scratch."""
     experiment = record["experiment"]
     named = (experiment["dataset"], experiment["network"], experiment["width"]) == (dataset, network, 1)
-    return named and not experiment.get("variant")
+    return named and not variant(record)
 
 
 def needs(row: Row) -> str:

@@ -4,10 +4,19 @@ from urank.figures.captions import table1_caption, table3_caption, table4_captio
 from urank.figures.contrasts import complexities, families, pretrainings, tolerances
 from urank.figures.hyperparameters import paper_table2, recipes, table2_caption
 from urank.figures.snapshot import snapshot, snapshot_caption
-from urank.figures.spectra import cumulative, energy_sweep, spectra, spectra_caption, sweep_caption, utilization_bars
+from urank.figures.spectra import (
+    cumulative,
+    energy_sweep,
+    spectra,
+    spectra_caption,
+    spread,
+    sweep_caption,
+    utilization_bars,
+)
 from urank.figures.style import COLORS, STYLE, styled
 from urank.figures.tables import (
     comparison,
+    measured_row,
     paper_table1,
     paper_table3,
     paper_table4,
@@ -35,6 +44,7 @@ __all__ = [
     "energy_sweep",
     "families",
     "measured_points",
+    "measured_row",
     "paper_table1",
     "paper_table2",
     "paper_table3",
@@ -50,6 +60,7 @@ __all__ = [
     "snapshot_caption",
     "spectra",
     "spectra_caption",
+    "spread",
     "style_table",
     "style_table3",
     "styled",

@@ -28,8 +28,8 @@ def near_chance(records: Sequence[Record]) -> str:
         return ""
     shares = ", ".join(f"{named(record)} {record['accuracy']['original']:.0f} %" for record in weak)
     return (
-        f" Trained this briefly some are hardly better than chance ({shares}; chance is {chance[id(weak[0])]:g} %): their "
-        f"rows show that the page works on such a network, not what a trained one uses."
+        f" Trained this briefly some are hardly better than chance ({shares}; chance is {chance[id(weak[0])]:g} %): "
+        f"their rows show that the page works on such a network, not what a trained one uses."
     )
 
 
@@ -80,8 +80,8 @@ def table4_caption(records: Sequence[Record]) -> str:
     shares = ", ".join(f"{training(variant(record))} {100 * record.plan.mlu:.0f} %" for record in records)
     least, most = extremes(records, lambda record: record.plan.mlu)
     return (
-        f"MLU: {shares}. The weights trained **{training(variant(most))}** are used most, those "
-        f"**{training(variant(least))}** least. {accuracy_changes(records)}"
+        f"MLU: {shares}. Most are used **{training(variant(most))}**, fewest "
+        f"**{training(variant(least))}**. {accuracy_changes(records)}"
     )
 
 

@@ -44,8 +44,10 @@ def bracket(record: Record) -> str:
 
 
 def millions(count: float) -> str:
-    """Three digits of a count in millions, without an exponent."""
-    return f"{count / 1e6:.{2 if count < 1e7 else 1}f} M" if count >= 1e5 else f"{count / 1e6:.3f} M"
+    """A count in millions (M), from a thousand of them on in thousands of millions (G), without an exponent."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} G"
+    return f"{count / 1e6:.{3 if count < 1e5 else 2 if count < 1e7 else 1}f} M"
 
 
 def snapshot_caption(records: Sequence[Record]) -> str:
@@ -59,6 +61,8 @@ def snapshot_caption(records: Sequence[Record]) -> str:
             f"({layers[peak - 1].rank} of {min(layers[peak - 1].d, layers[peak - 1].m)}), MLU "
             f"{100 * record.plan.mlu:.0f} %"
         )
+    if len(records) == 1:
+        return f"{parts[0]}."
     most, least = (choose(records, key=lambda record: record.plan.mlu) for choose in (max, min))
     return (
         f"{'; '.join(parts)}. The weights of **{label(most, records)}** are used most, those of "

@@ -187,7 +187,7 @@ def provenance(record: Record) -> Styler:
 
 
 def provenances(records: Sequence[Record]) -> Styler:
-    """One line a run, for pages that show several."""
+    """One line a run, for pages that show several; at least one."""
     rows = {}
     for record in records:
         experiment = record["experiment"]
@@ -202,4 +202,4 @@ def provenances(records: Sequence[Record]) -> Styler:
             "device": record["made"]["finetune"]["device"],
             "date": record["made"]["finetune"]["date"],
         }
-    return styled(pd.DataFrame(rows).T.rename_axis("run"), "runs")
+    return styled(pd.DataFrame(rows).T.rename_axis("run"), identifier("runs", records[0]))

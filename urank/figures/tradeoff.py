@@ -65,9 +65,9 @@ def draw_pair(axis: Axes, row: dict, largest: float, color: str, hollow: bool = 
 def plain_ticks(axis: Axes) -> None:
     """Numbers, not powers of ten, at places a reader can count with."""
     low, high = axis.get_xlim()
-    steps = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)]
+    steps = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 3, 5, 7)]
     ticks = [step for step in steps if low <= step <= high] or [np.sqrt(low * high)]
-    axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+    axis.set_xticks(ticks, [f"{tick:.5g}" for tick in ticks])
     axis.set_xticks([], minor=True)
     axis.set_xlim(low, high)
 
@@ -92,14 +92,22 @@ def beside(points: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def tradeoff_caption(points: pd.DataFrame) -> str:
-    """What the panel says, in one paragraph of Markdown."""
+    """What the panel says, in one paragraph of Markdown.
+
+    Args:
+        points: with a row index from 0.
+    """
     change = points["compact_top1"] - points["original_top1"]
     kept = points["compact_params"] / points["original_params"]
     saved = points["compact_macs"] / points["original_macs"]
-    most, least = kept.idxmin(), kept.idxmax()
-    kept_best = points.loc[change.idxmax(), "label"]
+    if len(points) == 1:
+        return (
+            f"**{points.loc[0, 'label']}** keeps x {kept[0]:.2f} of its parameters and x {saved[0]:.2f} of its MACs; "
+            f"its accuracy moves by {change[0]:+.1f} points."
+        )
+    most, least, best = kept.idxmin(), kept.idxmax(), change.idxmax()
     return (
         f"**{points.loc[most, 'label']}** gives up the most parameters (x {kept[most]:.2f}, MACs x {saved[most]:.2f}), "
         f"**{points.loc[least, 'label']}** the fewest (x {kept[least]:.2f}, MACs x {saved[least]:.2f}). Accuracy moves "
-        f"by {change.min():+.1f} to {change.max():+.1f} points, best for {kept_best}."
+        f"by {change.min():+.1f} to {change.max():+.1f} points, best for {points.loc[best, 'label']}."
     )
