@@ -15,6 +15,9 @@ TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
 PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
+SHOWN = [path for path in SOURCES if path.stem.startswith(("figure", "table"))]  # the others are pages about them
+DRAWN = [path for path in SHOWN if path.stem != "table2_hyperparameters"]  # which measures nothing
+
 built = pytest.mark.skipif(not (BUILD / "_build").exists(), reason="the book is not built; `make test` builds it")
 
 
@@ -29,15 +32,25 @@ class TestSources:
         [parameters] = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
         assert re.search(r'^profile = "quick"', parameters.source, re.MULTILINE)
 
-    def test_have_the_three_parts(self, path):
-        text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
-        headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
-        assert headings[0].startswith("What the paper")
-        assert "The recorded measurement" in headings
-        assert any(heading.startswith("Live") for heading in headings)
-
     def test_are_in_the_table_of_contents(self, path):
         assert f"notebooks/{path.stem}" in PAGES
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
+def test_figures_and_tables_have_the_three_parts_and_exercises(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings[0].startswith("What the paper")
+    assert headings[1] == "The recorded measurement"
+    assert headings[2].startswith("Live")
+    assert headings[-1] == "Try it"
+    [parameters] = [cell for cell in nbformat.read(path, 4).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert re.search(r'^record = "', parameters.source, re.MULTILINE)
+
+
+def test_every_figure_and_table_of_the_paper_has_its_notebook():
+    numbers = [path.stem.split("_")[0] for path in SHOWN]
+    assert sorted(numbers) == ["figure1", "figure2", "figure3", "table1", "table2", "table3", "table4", "table5"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -78,10 +91,21 @@ class TestExecuted:
         assert not [output for output in self.outputs(path) if output.output_type == "error"]
         assert not [output.text for output in self.outputs(path) if output.get("name") == "stderr"]
 
-    def test_draws_pictures_and_the_page_holds_them(self, path):
+    def test_shows_something_and_the_page_holds_its_pictures(self, path):
         pictures = [output for output in self.outputs(path) if "image/png" in output.get("data", {})]
-        assert pictures
+        assert bool(pictures) == (path in DRAWN)
+        assert any("text/html" in output.get("data", {}) for output in self.outputs(path))
         assert len(re.findall(r'<img\b[^>]*src="\.\./_images/', html(f"notebooks/{path.stem}"))) == len(pictures)
 
-    def test_says_from_which_run_its_live_numbers_are(self, path):
-        assert "digits10" in html(f"notebooks/{path.stem}")
+    def test_has_no_identifier_that_changes_from_run_to_run(self, path):
+        tables = [output.data["text/html"] for output in self.outputs(path) if "text/html" in output.get("data", {})]
+        identifiers = [identifier for table in tables for identifier in re.findall(r'<table id="T_([^"]*)"', table)]
+        assert len(identifiers) == len(tables)  # every table is styled
+        assert [one for one in identifiers if re.fullmatch(r"[0-9a-f]{5}", one)] == []
+        assert len(set(identifiers)) == len(identifiers)
+
+
+@built
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
+def test_says_from_which_run_its_live_numbers_are(path):
+    assert "digits10" in html(f"notebooks/{path.stem}")

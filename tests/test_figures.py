@@ -243,6 +243,220 @@ class TestTable3:
         assert f"{cost['compact']['params'] / 1e6:.2f} M of {cost['original']['params'] / 1e6:.2f} M parameters" in text
 
 
+@pytest.fixture(scope="module")
+def several():
+    """One record in many roles: a family, two data sets, other weights, other tolerances, a second seed."""
+    record = finished()[1]
+
+    def like(scale, **experiment):
+        layers = [entry | dict(rank=max(1, round(entry["rank"] * scale))) for entry in record["plan"]["layers"]]
+        cost = record["cost"] | dict(compact={key: scale * n for key, n in record["cost"]["compact"].items()})
+        return altered(
+            record, experiment=record["experiment"] | experiment, plan__layers=layers, cost=cost,
+            accuracy__original=80 * scale, accuracy__merged=70 * scale, accuracy__finetuned=75 * scale,
+        )  # fmt: skip
+
+    return [
+        like(1.0, dataset="cifar10"),
+        like(1.0, dataset="cifar10", seed=1),
+        like(0.9, dataset="cifar10", network="vgg19"),
+        like(0.8, dataset="cifar10", network="resnet18"),
+        like(0.7, dataset="cifar100"),
+        like(0.6, dataset="cifar10", variant="linear-probe", start="cifar100/vgg11"),
+        like(0.5, dataset="cifar10", variant="eps5", tolerance=5.0),
+        like(0.95, dataset="cifar10", variant="eps0.5", tolerance=0.5),
+    ]
+
+
+class TestContrasts:
+    def test_choose_what_differs_in_one_thing(self, several):
+        plain, _, vgg19, _, harder, probe, loose, strict = several
+        assert figures.families(several) == [plain, vgg19]
+        assert figures.complexities(several) == [plain, harder]
+        assert figures.pretrainings(several) == [plain, probe]
+        assert figures.tolerances(several) == [strict, plain, loose]
+
+    def test_are_empty_where_there_are_not_two(self, record):
+        for choose in (figures.families, figures.complexities, figures.pretrainings, figures.tolerances):
+            assert choose([record]) == choose([]) == []
+
+    def test_take_the_lowest_seed_whatever_the_order(self, several):
+        plain, _, vgg19, *_ = several
+        assert figures.families(several[::-1]) == [vgg19, plain]
+
+
+class TestSnapshot:
+    def test_draws_the_ranks_of_every_layer(self, several):
+        chosen = figures.families(several)
+        *lines, _ = figures.snapshot(chosen, "a title").axes[0].get_lines()
+        for (dotted, solid), record in zip(zip(lines[::2], lines[1::2]), chosen, strict=True):
+            layers = record.plan.layers
+            assert dotted.get_ydata().tolist() == [entry.weight_rank for entry in layers]
+            assert solid.get_ydata().tolist() == [entry.rank for entry in layers]
+            assert dotted.get_xdata().tolist() == solid.get_xdata().tolist() == list(range(1, 10))
+            assert (dotted.get_linestyle(), solid.get_linestyle()) == (":", "-")
+            assert dotted.get_color() == solid.get_color()
+            ends = record["cost"]["original"]["params"], record["cost"]["compact"]["params"]
+            before, after = (f"{count / 1e6:.{3 if count < 1e5 else 2}f} M" for count in ends)
+            accuracy = record["accuracy"]
+            expected = f"({before}, {accuracy['original']:.1f} %) → ({after}, {accuracy['merged']:.1f} %)"
+            assert solid.get_label() == f"{record['experiment']['network']} {expected}"
+
+    @pytest.mark.parametrize(
+        "choose, names",
+        [
+            (figures.complexities, ["cifar10", "cifar100"]),
+            (figures.pretrainings, ["from scratch", "linear probe"]),
+            (figures.tolerances, ["$\\epsilon$ = 0.5", "$\\epsilon$ = 1.25", "$\\epsilon$ = 5"]),
+        ],
+    )
+    def test_names_what_differs(self, several, choose, names):
+        lines = figures.snapshot(choose(several)).axes[0].get_lines()[1:-1:2]
+        assert [line.get_label().split(" (")[0] for line in lines] == names
+
+    def test_of_nothing(self):
+        with pytest.raises(ValueError, match="at least one record"):
+            figures.snapshot([])
+
+    def test_caption_names_the_peak_and_the_most_used(self, several):
+        chosen = figures.complexities(several)
+        text = figures.snapshot_caption(chosen)
+        for record in chosen:
+            ranks = [entry.rank for entry in record.plan.layers]
+            assert f"largest at layer {1 + ranks.index(max(ranks))} of 9 ({max(ranks)} of" in text
+        assert "of **cifar10** are used most, those of **cifar100** least" in text
+        assert "most" not in figures.snapshot_caption(chosen[:1])
+
+
+class TestTradeoff:
+    def bubbles(self, figure):
+        return [(*circle.get_offsets()[0], circle.get_sizes()[0]) for circle in figure.axes[0].collections]
+
+    def test_draws_before_and_after_with_the_area_of_the_macs(self, several):
+        chosen = figures.families(several)
+        figure = figures.tradeoff(figures.measured_points(chosen))
+        expected = [
+            (cost["params"] / 1e6, accuracy, 900 * cost["macs"] / chosen[0]["cost"]["original"]["macs"])
+            for record in chosen
+            for cost, accuracy in (
+                (record["cost"]["original"], record["accuracy"]["original"]),
+                (record["cost"]["compact"], record["accuracy"]["merged"]),
+            )
+        ]
+        np.testing.assert_allclose(self.bubbles(figure), expected)
+        arrows = [text for text in figure.axes[0].texts if text.arrow_patch is not None]
+        assert [(*arrow.xyann, *arrow.xy) for arrow in arrows] == [
+            pytest.approx((*start[:2], *end[:2])) for start, end in zip(expected[::2], expected[1::2])
+        ]
+
+    def test_draws_the_paper_s_rows_of_the_same_networks_hollow(self, several):
+        points = figures.measured_points(figures.families(several))
+        printed = figures.beside(points, paper.tradeoff(paper.table3()))
+        assert list(zip(printed["network"], printed["dataset"])) == [("vgg11", "cifar10"), ("vgg19", "cifar10")]
+        axis = figures.tradeoff(points, printed).axes[0]
+        hollow = [circle for circle in axis.collections if len(circle.get_facecolor()) == 0]
+        assert [circle.get_offsets()[0][1] for circle in hollow] == [91.5, 92.5, 92.7, 93.6]
+        assert len(axis.collections) == 8
+
+    def test_of_networks_that_the_paper_does_not_have(self, record):
+        assert figures.beside(figures.measured_points([record]), paper.tradeoff(paper.table3())) is None
+
+    def test_of_nothing(self):
+        with pytest.raises(ValueError, match="at least one network"):
+            figures.tradeoff(pd.DataFrame())
+
+    def test_caption_says_what_the_points_hold(self, several):
+        points = figures.measured_points(figures.tolerances(several))
+        text = figures.tradeoff_caption(points)
+        kept = points["compact_params"] / points["original_params"]
+        assert text.startswith(f"**$\\epsilon$ = 5** gives up the most parameters (x {kept.min():.2f}")
+        assert f"**$\\epsilon$ = 1.25** the fewest (x {kept.max():.2f}" in text
+        assert "-10.0 to -5.0 points" in text
+
+
+class TestOtherTables:
+    def test_table4_names_how_the_weights_came_about(self, several):
+        frame = figures.table4(figures.pretrainings(several))
+        assert frame.index.get_level_values("weights").tolist() == ["from scratch", "linear probe"]
+        assert frame["original %"].tolist() == pytest.approx([80, 48])
+
+    def test_table5_goes_by_tolerance(self, several):
+        chosen = figures.tolerances(several)
+        frame = figures.table5(chosen)
+        assert frame.index.get_level_values("tolerance").tolist() == [0.5, 1.25, 5.0]
+        assert frame["MLU %"].tolist() == pytest.approx([100 * record.plan.mlu for record in chosen])
+
+    def test_tables_put_the_paper_above(self, record):
+        vit = dict(experiment__network="torchvision/vit_b_16", experiment__dataset="imagenet-1k")
+        sources = lambda frame: frame.index.get_level_values("source").tolist()  # noqa: E731
+        assert sources(figures.table1([altered(record, **vit)])) == ["paper", "measured"]
+        assert sources(figures.table4([altered(record, **vit, experiment__variant="end-to-end")]))[0] == "paper"
+        table5 = figures.table5([altered(record, **vit, experiment__tolerance=0.05)])
+        assert table5.loc[("imagenet-1k", "torchvision/vit_b_16", 0.05, "paper"), "MLU %"] == 38.7
+
+    def test_full_rank_baseline_is_shown_where_it_was_run(self, record):
+        assert "full rank %" not in figures.table3([record])
+        frame = figures.table3([altered(record, accuracy__baseline=77.0)])
+        assert frame["full rank %"].tolist() == [77.0]
+        assert "full rank %" not in figures.table3([altered(record, accuracy__baseline=None)])
+        text = figures.table3_caption(altered(record, accuracy__baseline=77.0, accuracy__finetuned=76.0))
+        assert "reaches 77.00 %, so splitting itself costs 1.00 points" in text
+
+    @pytest.mark.parametrize("number, rows", [(1, 16), (3, 14), (4, 3), (5, 4)])
+    def test_the_paper_s_own(self, number, rows):
+        html = getattr(figures, f"paper_table{number}")().to_html()
+        assert html.count("<tr>") == 2 + rows and "nan" not in html
+
+    def test_captions_say_what_the_records_hold(self, several):
+        probe, tolerance = figures.pretrainings(several), figures.tolerances(several)
+        assert "Most are used **from scratch**, fewest **linear probe**" in figures.table4_caption(probe)
+        text = figures.table5_caption(tolerance)
+        assert text.startswith("From $\\epsilon$ = 0.5 to 5 points the MLU goes from")
+        assert "-5.0" in figures.table1_caption(several[:3]) and "chance" not in figures.table1_caption(several[:3])
+
+    def test_a_network_near_chance_is_called_so(self, record):
+        text = figures.table1_caption([altered(record, accuracy__original=12.0)])
+        assert "hardly better than chance (vgg11 12 %; chance is 10 %)" in text
+
+
+class TestTable2:
+    def test_marks_the_blank_and_the_impossible(self):
+        html = figures.paper_table2().to_html()
+        assert html.count("(blank)") == 2 and html.count("#f6d5d0") == 1  # one rule, for three cells
+        [rule] = [line for line in html.replace("{", "\n{").split("\n") if "#T_table2-printed_row" in line][:1]
+        assert rule.count("#T_table2-printed_row") == 3
+
+    def test_caption_names_them(self):
+        text = figures.table2_caption()
+        assert text.startswith("2 cells are blank: optimizer (ResNets, ImageNet), optimizer (CIFAR).")
+        assert "weight decay [50, 100, 130] (CIFAR)" in text
+
+    def test_recipes_are_those_that_run(self, record):
+        frame = figures.recipes({"digits10/vgg11": record.experiment}).data
+        assert frame.index.tolist() == [("digits10/vgg11", "train"), ("digits10/vgg11", "finetune")]
+        for stage in ("train", "finetune"):
+            row, recipe = frame.loc[("digits10/vgg11", stage)], getattr(record.experiment, stage)
+            assert (row["epochs"], row["lr"]) == (str(recipe.epochs), f"{recipe.lr:g}")
+            assert row.index.tolist() == list(vars(recipe))
+
+
+def test_provenances_are_one_line_a_run(several):
+    frame = figures.provenances(several[:1] + several[5:]).data
+    assert frame.index.tolist() == [
+        "cifar10/vgg11",
+        *(f"cifar10/vgg11@{v}" for v in ("linear-probe", "eps5", "eps0.5")),
+    ]
+    assert frame["tolerance"].tolist() == ["1.25", "1.25", "5", "0.5"]
+
+
+def test_plan_and_probes_are_those_of_the_record(record):
+    assert figures.plan_table(record).data["rank"].tolist() == [entry.rank for entry in record.plan.layers]
+    layer = record.plan.layers[1].layer
+    assert figures.probes_table(record, layer).data["k"].tolist() == [
+        probe.k for probe in record.plan.probes if probe.layer == layer
+    ]
+
+
 def test_provenance_names_the_run(record):
     values = figures.provenance(record).data.iloc[:, 0]
     assert values["network"] == "vgg11, width 0.125" and values["data set"] == "digits10" and values["seed"] == 0

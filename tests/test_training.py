@@ -11,7 +11,17 @@ from torch.nn import functional as F
 
 from urank import datasets
 from urank.precision import has_fast_bfloat16
-from urank.training import OutOfTime, Recipe, augment, epoch_seed, evaluate, fit, last_layer, make_schedule
+from urank.training import (
+    OutOfTime,
+    Recipe,
+    augment,
+    epoch_seed,
+    evaluate,
+    fit,
+    last_layer,
+    make_optimizer,
+    make_schedule,
+)
 
 STEPS = 3  # batches an epoch of `digits` at `QUICK`
 QUICK = Recipe(epochs=3, batch_size=20, lr=0.05, crop=2, flip=True)
@@ -518,3 +528,30 @@ def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_fitted(digits):
 def test_a_crop_beyond_the_image_is_refused(digits):
     with pytest.raises(ValueError, match="less than an image's side, not by 32 pixels"):
         fit(small_network(), digits, replace(QUICK, crop=32))
+
+
+class TestOptimizer:
+    def test_adamw_is_adamw(self):
+        optimizer = make_optimizer(small_network(), replace(QUICK, optimizer="adamw", weight_decay=0.1))
+        assert type(optimizer) is torch.optim.AdamW
+        assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0, 0.1]
+
+    def test_adamw_learns(self, digits):
+        _, history = fitted(digits, replace(QUICK, optimizer="adamw", lr=0.01, epochs=4))
+        assert history[-1]["loss"] < history[0]["loss"]
+
+    def test_another_is_refused(self):
+        with pytest.raises(ValueError, match="'sgd' or 'adamw', not 'adam'"):
+            replace(QUICK, optimizer="adam")
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_of_optimizers_goes_on(digits, tmp_path):
+    path = tmp_path / "fit.ckpt"
+    fit(small_network(), digits, QUICK, checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    del state["identity"]["recipe"]["optimizer"]
+    torch.save(state, path)
+    network = small_network()
+    assert len(fit(network, digits, QUICK, checkpoint=path)) == QUICK.epochs
+    with pytest.raises(ValueError, match="delete it to start again"):
+        fit(small_network(), digits, replace(QUICK, optimizer="adamw"), checkpoint=path)

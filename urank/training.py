@@ -7,7 +7,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,15 @@ from urank.search import Validation
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fit a network: SGD with Nesterov momentum, weight decay on weights only.
+    """How to fit a network: SGD with Nesterov momentum or AdamW, weight decay on weights only.
 
     Attributes:
         epochs: passes over the training images.
         batch_size: images a step; an incomplete last batch is dropped.
         lr: peak learning rate.
-        momentum, weight_decay: of SGD; biases and batch norm are not decayed.
+        optimizer: "sgd" or "adamw".
+        momentum: of SGD.
+        weight_decay: of either; biases and norms are not decayed.
         schedule: "one_cycle" (cosine up to `lr`, cosine down to nearly 0) or "multistep" (divided by 10 at each
             of `milestones`).
         warmup: share of the steps over which "one_cycle" rises.
@@ -64,6 +66,7 @@ class Recipe:
     ema_decay: float | None = None
     precision: str = "auto"
     compile: bool = False
+    optimizer: str = "sgd"
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -87,6 +90,8 @@ class Recipe:
             raise ValueError(f"recipe: schedule is 'one_cycle' or 'multistep', not {self.schedule!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"recipe: precision is 'auto', 'float32' or 'bfloat16', not {self.precision!r}")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"recipe: optimizer is 'sgd' or 'adamw', not {self.optimizer!r}")
         if not isinstance(self.compile, bool):
             raise ValueError(f"recipe: compile is true or false, not {self.compile!r}")
 
@@ -198,8 +203,7 @@ class _Run:
         self.forward = DistributedDataParallel(model) if processes()[1] > 1 else model  # averages the gradients
         if recipe.compile:  # a wrapper: the weights, and so checkpoints and averages, stay those of `model`
             self.forward = torch.compile(self.forward)
-        groups = param_groups_weight_decay(model, recipe.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+        self.optimizer = make_optimizer(model, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, steps)
         self.ema = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
         self.history: list[dict] = []
@@ -244,10 +248,15 @@ class _Run:
 
     def _identity(self) -> dict:
         shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
-        recipe = asdict(self.recipe)
-        del recipe["compile"]  # decides how fast, not what is fitted
-        identity = dict(recipe=recipe, seed=self.seed, steps=self.steps, shapes=shapes)
+        identity = dict(recipe=what_is_fitted(self.recipe), seed=self.seed, steps=self.steps, shapes=shapes)
         return identity | dict(part=self.part) if self.part else identity
+
+    def _is_own(self, identity: object) -> bool:
+        """Whether a checkpoint is of this fit; what recipes had no word for when it was written has its default."""
+        if not (isinstance(identity, dict) and isinstance(identity.get("recipe"), dict)):
+            return False
+        defaults = {entry.name: entry.default for entry in fields(Recipe) if entry.default is not MISSING}
+        return identity | dict(recipe=what_is_fitted(defaults | identity["recipe"])) == self._identity()
 
     def save(self, path: Path) -> None:
         state = {name: part.state_dict() for name, part in self._stateful().items()}
@@ -255,11 +264,24 @@ class _Run:
 
     def restore(self, path: Path, device: torch.device | str) -> None:
         state = read_checkpoint(path, device)
-        if not isinstance(state, dict) or state.get("identity") != self._identity():
+        if not isinstance(state, dict) or not self._is_own(state.get("identity")):
             raise ValueError(f"{path}: of another network, recipe, seed or data set size; delete it to start again")
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self.history = state["history"]
+
+
+def what_is_fitted(recipe: Recipe | dict) -> dict:
+    """A recipe without what decides only how fast it is."""
+    recipe = asdict(recipe) if isinstance(recipe, Recipe) else recipe
+    return {name: value for name, value in recipe.items() if name != "compile"}
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = param_groups_weight_decay(model, recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, recipe.lr)
+    return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:

@@ -1,31 +1,15 @@
-"""One function a figure or table, each drawn from a record's plain data."""
+"""Figure 1: how much of a weight's spectral energy the data use, and the share of its rank that a layer needs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
-from urank import paper
+from urank.figures.style import COLORS, STYLE, closed
 from urank.records import Record
-
-# Distinct in print, on both page themes and for readers who do not tell red from green (Okabe & Ito).
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000", "#F0E442")
-STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "figure.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-}
 
 
 def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
@@ -54,12 +38,6 @@ def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
         axes[0].set_ylabel("spectral energy held")
         axes[1].legend(title="layer, utilized rank", loc="lower right")
     return closed(figure)
-
-
-def closed(figure: Figure) -> Figure:
-    """Take the figure from pyplot's list, so that a notebook shows it where it is displayed and nowhere else."""
-    plt.close(figure)
-    return figure
 
 
 def spectra_caption(record: Record) -> str:
@@ -157,116 +135,3 @@ def utilization_bars(record: Record) -> Figure:
         axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=places, yticks=[0, 0.5, 1], ylim=(0, 1.3))
         axis.legend(ncols=3, loc="upper center")
     return closed(figure)
-
-
-TABLE3_COLUMNS = {
-    "original_top1": "original %",
-    "original_mlu": "MLU of W %",
-    "mlu": "MLU %",
-    "decomposed_top1": "fine-tuned %",
-    "delta": "change",
-    "params_ratio": "params",
-    "flops_ratio": "MACs",
-}
-
-
-def table3(records: Iterable[Record]) -> pd.DataFrame:
-    """Table 3, the paper's row above ours for every network and data set that the records hold.
-
-    Accuracies and MLU in percent, params and MACs as shares of the original's; the mean over seeds where the records
-    hold several.
-    """
-    printed = paper.table3().rename(columns={"delta_printed": "delta"})
-    seeds: dict[tuple[str, str], list[dict]] = {}
-    for record in records:
-        experiment = record["experiment"]
-        seeds.setdefault((experiment["dataset"], experiment["network"]), []).append(measured_row(record))
-    rows = []
-    for (dataset, network), measured in seeds.items():
-        row = printed[(printed["network"] == network) & (printed["dataset"] == dataset)]
-        rows += row.assign(source="paper").to_dict("records")
-        source = "measured" if len(measured) == 1 else f"measured, mean of {len(measured)}"
-        rows.append(dict(network=network, dataset=dataset, source=source) | pd.DataFrame(measured).mean().to_dict())
-    frame = pd.DataFrame(rows, columns=["dataset", "network", "source", *TABLE3_COLUMNS]).set_index(
-        ["dataset", "network", "source"]
-    )
-    return frame[list(TABLE3_COLUMNS)].rename(columns=TABLE3_COLUMNS)
-
-
-def paper_table3() -> Styler:
-    """All rows of Table 3 as the paper prints them, styled."""
-    printed = paper.table3().rename(columns={"delta_printed": "delta"}).set_index(["dataset", "network"])
-    return style_table3(printed[list(TABLE3_COLUMNS)].rename(columns=TABLE3_COLUMNS))
-
-
-def table3_caption(record: Record) -> str:
-    """What a row of Table 3 says, in one paragraph of Markdown."""
-    accuracy, experiment = record["accuracy"], record.experiment
-    useful = [entry.layer for entry in record.plan.layers if entry.useful]
-    return (
-        f"**{experiment.network} on {experiment.dataset}.** Splitting all {len(record.plan.layers)} layers at their "
-        f"utilized ranks takes the accuracy from {accuracy['original']:.2f} % to {accuracy['decomposed']:.2f} %; "
-        f"{experiment.finetune.epochs} epochs of fine-tuning bring it to {accuracy['finetuned']:.2f} %. "
-        f"{len(useful)} layers are smaller as two; with only these split the network has "
-        f"{record['cost']['compact']['params'] / 1e6:.2f} M of {record['cost']['original']['params'] / 1e6:.2f} M "
-        f"parameters and takes {record['cost']['compact']['macs'] / 1e6:.1f} M of "
-        f"{record['cost']['original']['macs'] / 1e6:.1f} M MACs an image.{against_paper(record)}"
-    )
-
-
-def against_paper(record: Record) -> str:
-    """How the original network stands to the paper's, where the paper has it; a gap is stated with the training."""
-    experiment, accuracy = record.experiment, record["accuracy"]["original"]
-    printed = paper.table3().set_index(["dataset", "network"])["original_top1"]
-    if (experiment.dataset, experiment.network) not in printed.index or experiment.width != 1:
-        return ""
-    gap = accuracy - printed[experiment.dataset, experiment.network]
-    return (
-        f" The paper's original reaches {accuracy - gap:.1f} %; this one, after {experiment.train.epochs} epochs of "
-        f"training, stands {abs(gap):.1f} points {'below' if gap < 0 else 'above'} it."
-    )
-
-
-def measured_row(record: Record) -> dict:
-    """The columns of Table 3 for one record, in the units of the paper."""
-    accuracy = record["accuracy"]
-    return dict(
-        original_top1=accuracy["original"],
-        original_mlu=100 * record.plan.weight_mlu,
-        mlu=100 * record.plan.mlu,
-        decomposed_top1=accuracy["finetuned"],
-        delta=accuracy["finetuned"] - accuracy["original"],
-        params_ratio=record.params_ratio,
-        flops_ratio=record.macs_ratio,
-    )
-
-
-def style_table3(frame: pd.DataFrame) -> Styler:
-    """The table as a page shows it: one decimal for percents, two for shares, a sign on the change."""
-    formats = {name: "{:.1f}" for name in frame.columns} | {"change": "{:+.1f}", "params": "{:.2f}", "MACs": "{:.2f}"}
-    return frame.style.format(formats, na_rep="–").set_uuid("table3")  # the same HTML each time it is drawn
-
-
-def provenance(record: Record) -> Styler:
-    """From which run the numbers come: network, data, seed, device, date, versions, seconds a stage."""
-    experiment = record["experiment"]
-    recipe = {name: experiment[name]["epochs"] for name in ("train", "finetune")}
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    seconds = ", ".join(f"{stage} {time:.0f}" for stage, time in record["seconds"].items())
-    rows = {
-        "network": f"{experiment['network']}, width {experiment['width']:g}",
-        "data set": experiment["dataset"],
-        "epochs": f"{recipe['train']} of training, {recipe['finetune']} of fine-tuning",
-        "search": f"tolerance {experiment['tolerance']:g} points, {experiment['mode']}, "
-        f"on {record.plan.total} test images",
-        "calibration": f"{record['calibration_images']} training images",
-        "seed": experiment["seed"],
-        "device": ", ".join(sorted({made["device"] for made in record["made"].values()})),
-        "date": record["made"]["finetune"]["date"],
-        "versions": versions,
-        "seconds": seconds,
-    }
-    frame = pd.DataFrame({"": rows})
-    left = [{"selector": "th, td", "props": "text-align: left; white-space: normal"}]
-    identifier = f"run-{record.experiment.name.replace('/', '-')}"
-    return frame.style.hide(axis="columns").set_table_styles(left).set_uuid(identifier)

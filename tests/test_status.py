@@ -1,0 +1,109 @@
+import copy
+
+import pytest
+from test_experiments import finished
+
+from urank import status
+from urank.records import Record
+
+
+@pytest.fixture(scope="module")
+def record():
+    """The tiny record in the place of the paper's VGG11 on CIFAR-10."""
+    content = copy.deepcopy(finished()[1].content)
+    content["experiment"] |= dict(dataset="cifar10", width=1.0, seed=0)
+    return Record(content)
+
+
+def seeded(record, seed, original, **experiment):
+    content = copy.deepcopy(record.content)
+    content["experiment"] |= dict(seed=seed) | experiment
+    content["accuracy"] |= dict(original=original, finetuned=original + 1)
+    return Record(content)
+
+
+def rows(frame, item):
+    return frame[frame["item"] == item].set_index("quantity")
+
+
+def test_without_records_every_row_says_what_it_needs():
+    frame = status.table([])
+    assert frame.columns.tolist() == status.COLUMNS
+    assert (frame["verdict"] == "not run").all() and (frame["needs"] != "").all()
+    items = frame["item"].str.split(":").str[0].value_counts()
+    assert items.to_dict() == {
+        "Table 1": 16, "Table 3": 14, "Table 4": 3, "Table 5": 4, "Figure 1(b)": 1, "Figure 2": 2
+    }  # fmt: skip
+    assert frame[frame["item"].str.startswith("Table 1")]["needs"].str.contains("ImageNet and about .* GPU hours").all()
+
+
+def test_of_one_record(record):
+    frame = rows(status.table([seeded(record, 0, 91.0)]), "Table 3: VGG11, cifar10")
+    assert frame.index.tolist() == ["original %", "change", "MLU %", "params", "MACs"]
+    assert frame["paper"].tolist() == [91.5, 1.0, 47, 0.34, 0.60]
+    assert frame["ours"].tolist() == pytest.approx(
+        [91.0, 1.0, 100 * record.plan.mlu, record.params_ratio, record.macs_ratio]
+    )
+    assert (frame["difference"] == frame["ours"] - frame["paper"]).all()
+    assert frame["spread"].isna().all() and (frame["runs"] == 1).all()
+    assert (frame["page"] == "table3_cifar").all()
+    assert set(frame["date"]) == {record["made"]["finetune"]["date"]}
+    assert frame.loc["original %", "verdict"] == frame.loc["change", "verdict"] == "green"
+
+
+def test_of_two_seeds_is_their_mean_and_standard_deviation(record):
+    frame = status.table([seeded(record, 0, 90.0), seeded(record, 1, 92.0)])
+    row = rows(frame, "Table 3: VGG11, cifar10").loc["original %"]
+    assert (row["ours"], row["runs"], row["difference"]) == (91.0, 2, -0.5)
+    assert row["spread"] == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize("other", [dict(width=0.5), dict(dataset="digits10"), dict(variant="linear-probe")])
+def test_another_network_than_the_paper_s_is_not_compared(record, other):
+    frame = rows(status.table([seeded(record, 0, 91.0, **other)]), "Table 3: VGG11, cifar10")
+    assert frame["verdict"].tolist() == ["not run"]
+
+
+def test_figure_1_is_the_least_energy_that_is_enough(record):
+    lost = [9, 9, 9, 1, 0] + [0] * 9  # one of 80 images is the tolerance
+    sweep = [row for row in record["sweep"] if row["layer"] == "features.8"]
+    sweep = [row | dict(correct=record.plan.correct - images) for row, images in zip(sweep, lost, strict=True)]
+    frame = status.table([Record(record.content | dict(sweep=sweep))])
+    [row] = frame[frame["item"].str.startswith("Figure 1")].to_dict("records")
+    assert (row["paper"], row["ours"], row["verdict"]) == (80, 60, "amber")
+    nothing = [row | dict(correct=0) for row in sweep]
+    assert status.enough(Record(record.content | dict(sweep=nothing))) == 100
+
+
+def test_figure_2_is_the_layer_of_the_largest_rank(record):
+    frame = status.table([record])
+    [row] = frame[frame["item"] == "Figure 2: rank peak of VGG11 on CIFAR10"].to_dict("records")
+    ranks = [entry.rank for entry in record.plan.layers]
+    assert row["ours"] == 1 + ranks.index(max(ranks))
+
+
+@pytest.mark.parametrize(
+    "quantity, difference, expected",
+    [
+        ("original %", 0.5, "green"), ("original %", -0.5, "green"), ("original %", -0.6, "amber"),
+        ("change", 1.5, "amber"), ("change", -1.6, "red"), ("MLU %", 10, "green"), ("MLU %", -20.1, "red"),
+        ("params", 0.3 - 0.2, "green"), ("MACs", 0.15, "amber"), ("peak layer", 1, "amber"),
+    ],
+)  # fmt: skip
+def test_verdict_follows_the_margins(quantity, difference, expected):
+    assert status.verdict(quantity, difference) == expected
+
+
+def test_gpu_hours_follow_from_the_network():
+    few, many = (status.gpu_hours("torchvision/vit_b_16", 224, epochs) for epochs in (0, 300))
+    training = 2 * 3 * 300 * 1_281_167 * 17_563_828_224 / 1e14 / 3600
+    assert many - few == pytest.approx(training)
+    assert status.search_probes("torchvision/vit_b_16") == 1072
+
+
+def test_pages_are_the_same_each_time(record):
+    frame = status.table([record])
+    for draw in (status.style, status.style_missing):
+        assert draw(frame).to_html() == draw(frame).to_html()
+    assert '<a href="table3_cifar.html">table3</a>' in status.style(frame).to_html()
+    assert "rows are not run" in status.summary(frame)

@@ -1,0 +1,120 @@
+"""What the tables say, in one paragraph of Markdown each, computed from the records."""
+
+from collections.abc import Callable, Sequence
+
+from urank import datasets, paper
+from urank.figures.contrasts import training, variant
+from urank.figures.tables import baseline
+from urank.records import Record
+
+
+def table1_caption(records: Sequence[Record]) -> str:
+    """What the rows of Table 1 say together."""
+    least, most = extremes(records, lambda record: record.plan.mlu)
+    useless = sum(not entry.useful for record in records for entry in record.plan.layers)
+    layers = sum(len(record.plan.layers) for record in records)
+    return (
+        f"**{named(least)}** uses the smallest part of its weights ({100 * least.plan.mlu:.0f} %), **{named(most)}** "
+        f"the largest ({100 * most.plan.mlu:.0f} %). Of {layers} layers, {useless} need a rank so high that two "
+        f"factors would be no smaller. {accuracy_changes(records)}{near_chance(records)}"
+    )
+
+
+def near_chance(records: Sequence[Record]) -> str:
+    """A warning where networks have learned so little that their utilization says nothing of trained ones."""
+    chance = {id(record): 100 / datasets.CLASSES[record["experiment"]["dataset"]] for record in records}
+    weak = [record for record in records if record["accuracy"]["original"] < 3 * chance[id(record)]]
+    if not weak:
+        return ""
+    shares = ", ".join(f"{named(record)} {record['accuracy']['original']:.0f} %" for record in weak)
+    return (
+        f" Trained this briefly some are hardly better than chance ({shares}; chance is {chance[id(weak[0])]:g} %): "
+        f"their rows show that the page works on such a network, not what a trained one uses."
+    )
+
+
+def table3_caption(record: Record) -> str:
+    """What a row of Table 3 says."""
+    accuracy, experiment = record["accuracy"], record["experiment"]
+    useful = [entry.layer for entry in record.plan.layers if entry.useful]
+    return (
+        f"**{experiment['network']} on {experiment['dataset']}.** Splitting all {len(record.plan.layers)} layers at "
+        f"their utilized ranks takes the accuracy from {accuracy['original']:.2f} % to {accuracy['decomposed']:.2f} %; "
+        f"{experiment['finetune']['epochs']} epochs of fine-tuning bring it to {accuracy['finetuned']:.2f} %. "
+        f"{len(useful)} layers are smaller as two; with only these split the network has "
+        f"{record['cost']['compact']['params'] / 1e6:.2f} M of {record['cost']['original']['params'] / 1e6:.2f} M "
+        f"parameters and takes {record['cost']['compact']['macs'] / 1e6:.1f} M of "
+        f"{record['cost']['original']['macs'] / 1e6:.1f} M MACs an image."
+        f"{against_baseline(record)}{against_paper(record)}"
+    )
+
+
+def against_baseline(record: Record) -> str:
+    """What the same fine-tuning does to the network that was not split, where that was run."""
+    full = baseline(record)
+    if full != full:  # nan
+        return ""
+    gap = record["accuracy"]["finetuned"] - full
+    return (
+        f" The full-rank network after the same fine-tuning reaches {full:.2f} %, so splitting itself "
+        f"{'costs' if gap < 0 else 'gains'} {abs(gap):.2f} points."
+    )
+
+
+def against_paper(record: Record) -> str:
+    """How the original network stands to the paper's, where the paper has it; a gap is stated with the training."""
+    experiment, accuracy = record["experiment"], record["accuracy"]["original"]
+    printed = paper.table3().set_index(["dataset", "network"])["original_top1"]
+    key = (experiment["dataset"], experiment["network"])
+    if key not in printed.index or experiment["width"] != 1 or variant(record):
+        return ""
+    gap = accuracy - printed[key]
+    return (
+        f" The paper's original reaches {accuracy - gap:.1f} %; this one, after {experiment['train']['epochs']} epochs "
+        f"of training, stands {abs(gap):.1f} points {'below' if gap < 0 else 'above'} it."
+    )
+
+
+def table4_caption(records: Sequence[Record]) -> str:
+    """What the rows of Table 4 say together: how pretraining changes what is used."""
+    shares = ", ".join(f"{training(variant(record))} {100 * record.plan.mlu:.0f} %" for record in records)
+    least, most = extremes(records, lambda record: record.plan.mlu)
+    return (
+        f"MLU: {shares}. Most are used **{training(variant(most))}**, fewest "
+        f"**{training(variant(least))}**. {accuracy_changes(records)}"
+    )
+
+
+def table5_caption(records: Sequence[Record]) -> str:
+    """What the rows of Table 5 say together: what a looser tolerance buys, and what it costs after fine-tuning."""
+    strict, loose = extremes(records, lambda record: record["experiment"]["tolerance"])
+    return (
+        f"From $\\epsilon$ = {strict['experiment']['tolerance']:g} to {loose['experiment']['tolerance']:g} points the "
+        f"MLU goes from {100 * strict.plan.mlu:.0f} % to {100 * loose.plan.mlu:.0f} % and the parameters from "
+        f"x {strict.params_ratio:.2f} to x {loose.params_ratio:.2f}, while the accuracy before fine-tuning goes from "
+        f"{strict['accuracy']['projected']:.1f} % to {loose['accuracy']['projected']:.1f} %, after it from "
+        f"{strict['accuracy']['finetuned']:.1f} % to {loose['accuracy']['finetuned']:.1f} %."
+    )
+
+
+def accuracy_changes(records: Sequence[Record]) -> str:
+    worst, best = extremes(records, gain)
+    return (
+        f"Split and fine-tuned, accuracy moves by {gain(worst):+.1f} ({named(worst)}) to {gain(best):+.1f} points "
+        f"({named(best)})."
+    )
+
+
+def gain(record: Record) -> float:
+    """Accuracy points between the original network and the split one after fine-tuning."""
+    return record["accuracy"]["finetuned"] - record["accuracy"]["original"]
+
+
+def named(record: Record) -> str:
+    network = record["experiment"]["network"]
+    return f"{network}, {training(variant(record))}" if variant(record) else network
+
+
+def extremes(records: Sequence[Record], key: Callable[[Record], float]) -> tuple[Record, Record]:
+    """The records with the smallest and the largest value of `key`, the first of several."""
+    return min(records, key=key), max(records, key=key)

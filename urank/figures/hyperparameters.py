@@ -1,0 +1,66 @@
+"""Table 2: the recipes that the paper prints, and those that the code uses."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from urank import paper
+from urank.figures.style import styled
+from urank.records import Experiment
+
+HEADS = ("transformers, ImageNet", "ResNets, ImageNet", "CIFAR")  # inferred: the printed heads are not recovered
+WRONG = "background-color: #f6d5d0; color: #6b1a10"
+
+
+def paper_table2() -> Styler:
+    """The printed grid with its blank cells named and the impossible ones marked."""
+    grid = printed_grid()
+    shown = grid.replace("", "(blank)")
+    return styled(shown, "table2-printed", text=True).apply(
+        lambda column: [WRONG if faulty(row, grid.loc[row, column.name]) else "" for row in grid.index]
+    )
+
+
+def printed_grid() -> pd.DataFrame:
+    return paper.table2().set_axis(list(HEADS), axis="columns")
+
+
+def faulty(hyperparameter: str, cell: str) -> bool:
+    """True for a blank cell, and for a weight decay that would shrink a weight past zero: 1 or more."""
+    return cell == "" or (hyperparameter == "Weight Decay" and max(numbers(cell)) >= 1)
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[0-9.]+", cell)]
+
+
+def table2_caption() -> str:
+    """Which cells of the printed grid cannot be used as they are, in one paragraph of Markdown."""
+    grid = printed_grid()
+    cells = [(row, head, grid.loc[row, head]) for row in grid.index for head in grid.columns]
+    blank = [f"{row.lower()} ({head})" for row, head, cell in cells if cell == ""]
+    wrong = [f"{row.lower()} {cell} ({head})" for row, head, cell in cells if cell and faulty(row, cell)]
+    return (
+        f"{len(blank)} cells are blank: {', '.join(blank)}. Impossible: {', '.join(wrong)}; a weight decay of 1 or "
+        f"more leaves nothing of a weight, and the numbers would fit epochs at which a learning rate drops."
+    )
+
+
+def recipes(experiments: Mapping[str, Experiment], identifier: str = "recipes") -> Styler:
+    """The recipes of experiments, a row for each fit: every field of `Recipe`."""
+    rows = {
+        (name, stage): asdict(getattr(experiment, stage))
+        for name, experiment in experiments.items()
+        for stage in ("train", "finetune")
+    }
+    frame = pd.DataFrame(rows).T.rename_axis(["experiment", "fit"])
+    return styled(frame.map(readable), identifier)
+
+
+def readable(value: object) -> str:
+    if value is None or value in ((), []):
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)

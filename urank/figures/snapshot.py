@@ -1,0 +1,75 @@
+"""Figure 2: the rank of every layer's W and W' over the depth of a network."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from urank.figures.contrasts import label
+from urank.figures.style import COLORS, STYLE, closed
+from urank.records import Record
+
+
+def snapshot(records: Sequence[Record], title: str = "") -> Figure:
+    """One panel of Figure 2: rank of W (dotted) and of W' (solid), layer by layer.
+
+    Brackets, as in the paper: parameters and accuracy of the original network and of the compact one.
+
+    Raises:
+        ValueError: no record.
+    """
+    if not records:
+        raise ValueError("a snapshot needs at least one record")
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6, 3.9), layout="constrained")
+        for color, record in zip(COLORS, records):
+            layers = record.plan.layers
+            places = np.arange(1, len(layers) + 1)
+            axis.plot(places, [entry.weight_rank for entry in layers], ":", color=color, lw=1.5)
+            name = f"{label(record, records)} {bracket(record)}"
+            axis.plot(places, [entry.rank for entry in layers], "o-", color=color, lw=1.6, ms=3.5, label=name)
+        axis.plot([], [], "k:", lw=1.5, label="dotted: rank of $W$; solid: rank of $W'$")
+        axis.set(title=title, xlabel="layer", ylabel="rank", ylim=(0, None))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        figure.legend(loc="outside lower left")
+    return closed(figure)
+
+
+def bracket(record: Record) -> str:
+    """(parameters, accuracy) of the original, then of the compact network."""
+    cost, accuracy = record["cost"], record["accuracy"]
+    ends = zip((cost["original"], cost["compact"]), (accuracy["original"], accuracy["merged"]))
+    return " → ".join(f"({millions(end['params'])}, {top1:.1f} %)" for end, top1 in ends)
+
+
+def millions(count: float) -> str:
+    """A count in millions (M), from a thousand of them on in thousands of millions (G), without an exponent."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} G"
+    return f"{count / 1e6:.{3 if count < 1e5 else 2 if count < 1e7 else 1}f} M"
+
+
+def snapshot_caption(records: Sequence[Record]) -> str:
+    """What the panel says, in one paragraph of Markdown: where the rank peaks and how much of the weights is used."""
+    parts = []
+    for record in records:
+        layers = record.plan.layers
+        peak = peak_layer(record)
+        parts.append(
+            f"{label(record, records)}: the utilized rank is largest at layer {peak} of {len(layers)} "
+            f"({layers[peak - 1].rank} of {min(layers[peak - 1].d, layers[peak - 1].m)}), MLU "
+            f"{100 * record.plan.mlu:.0f} %"
+        )
+    if len(records) == 1:
+        return f"{parts[0]}."
+    most, least = (choose(records, key=lambda record: record.plan.mlu) for choose in (max, min))
+    return (
+        f"{'; '.join(parts)}. The weights of **{label(most, records)}** are used most, those of "
+        f"**{label(least, records)}** least, {100 * (most.plan.mlu - least.plan.mlu):.0f} points apart."
+    )
+
+
+def peak_layer(record: Record) -> int:
+    """The number of the layer with the largest utilized rank, counted from 1; the first of several."""
+    return 1 + int(np.argmax([entry.rank for entry in record.plan.layers]))

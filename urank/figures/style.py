@@ -1,0 +1,46 @@
+"""What all pictures and tables have in common: colours, type, the width of a cell."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+# Distinct in print, on both page themes and for readers who do not tell red from green (Okabe & Ito).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000", "#F0E442")
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "figure.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+}
+# A wide table scrolls by itself, so that a page stays as wide as a phone.
+TABLE = [
+    {"selector": "", "props": "display: block; overflow-x: auto; width: fit-content; max-width: 100%"},
+    {"selector": "th, td", "props": "padding: 0.15em 0.7em; white-space: nowrap"},
+]
+TEXT = [{"selector": "th, td", "props": "text-align: left; white-space: normal; vertical-align: top; min-width: 6em"}]
+
+
+def closed(figure: Figure) -> Figure:
+    """Take the figure from pyplot's list, so that a notebook shows it where it is displayed and nowhere else."""
+    plt.close(figure)
+    return figure
+
+
+def styled(frame: pd.DataFrame, identifier: str, formats: dict | None = None, text: bool = False) -> Styler:
+    """The table as a page shows it; a missing number is a dash, and the HTML is the same each time it is drawn.
+
+    Args:
+        identifier: unique on its page.
+        formats: by column.
+        text: the cells hold words: left-aligned, with line breaks.
+    """
+    known = {name: pattern for name, pattern in (formats or {}).items() if name in frame.columns}
+    styles = TABLE + (TEXT if text else [])
+    return frame.style.format(known, na_rep="–").set_table_styles(styles).set_uuid(identifier)

@@ -1,0 +1,205 @@
+"""Tables 1, 3, 4 and 5: accuracy, mean layer utilization and size before and after, the paper's row above ours."""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from urank import paper
+from urank.figures.contrasts import training, variant
+from urank.figures.style import styled
+from urank.records import Record
+
+COLUMNS = {
+    "original_top1": "original %",
+    "baseline_top1": "full rank %",
+    "original_mlu": "MLU of W %",
+    "mlu": "MLU %",
+    "decomposed_top1": "fine-tuned %",
+    "delta": "change",
+    "params_ratio": "params",
+    "flops_ratio": "MACs",
+}
+SAME = ["dataset", "network"]  # what a measured row and the paper's have in common
+# One decimal for percents, two for shares, a sign on the change.
+FORMATS = {label: "{:.1f}" for label in COLUMNS.values()} | {"change": "{:+.1f}", "params": "{:.2f}", "MACs": "{:.2f}"}
+
+
+def table1(records: Iterable[Record]) -> pd.DataFrame:
+    """Table 1: networks on ImageNet; see `comparison`."""
+    return comparison(records, paper.table1().rename(columns={"original_top1_finetuned": "baseline_top1"}))
+
+
+def table3(records: Iterable[Record]) -> pd.DataFrame:
+    """Table 3: VGG and ResNet on CIFAR; see `comparison`."""
+    return comparison(records, paper.table3())
+
+
+def table4(records: Iterable[Record]) -> pd.DataFrame:
+    """Table 4: one network from scratch, after a linear probe, after fine-tuning end to end; see `comparison`."""
+    frame = comparison(records, paper.table4(), [*SAME, "variant"])
+    return frame.rename(index=training, level="variant").rename_axis(index={"variant": "weights"})
+
+
+def table5(records: Iterable[Record]) -> pd.DataFrame:
+    """Table 5: one network at several tolerances, in accuracy points; see `comparison`."""
+    return comparison(records, paper.table5(), [*SAME, "tolerance"])
+
+
+def comparison(records: Iterable[Record], printed: pd.DataFrame, same: Sequence[str] = SAME) -> pd.DataFrame:
+    """The paper's row above ours, for every network and data set that the records hold.
+
+    Accuracies and MLU in percent, params and MACs as shares of the original's; the mean over seeds where the records
+    hold several. "full rank %" is the original network fine-tuned as long as the split one; the column is there
+    where a row has it.
+
+    Args:
+        printed: one of `paper`'s tables.
+        same: the columns whose values a measured row shares with the paper's.
+    """
+    printed = printed.rename(columns={"delta_printed": "delta"})
+    rows = []
+    for key, seeds in grouped(records, same).items():
+        agrees = (printed[list(same)] == list(key)).all(axis=1)
+        rows += printed[agrees].assign(source="paper").to_dict("records")
+        source = "measured" if len(seeds) == 1 else f"measured, mean of {len(seeds)}"
+        means = pd.DataFrame([measured_row(record) for record in seeds]).mean().to_dict()
+        rows.append(dict(zip(same, key)) | dict(source=source) | means)
+    frame = pd.DataFrame(rows, columns=[*same, "source", *COLUMNS]).set_index([*same, "source"])
+    return with_labels(frame)
+
+
+def with_labels(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `COLUMNS` under the names a page shows; without the full-rank column where no row has it."""
+    frame = frame.reindex(columns=list(COLUMNS))
+    if frame["baseline_top1"].isna().all():
+        frame = frame.drop(columns="baseline_top1")
+    return frame.rename(columns=COLUMNS)
+
+
+def grouped(records: Iterable[Record], same: Sequence[str]) -> dict[tuple, list[Record]]:
+    """Records by the values of `same`: those of one group differ in the seed alone."""
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        experiment = record["experiment"] | dict(variant=variant(record))
+        groups.setdefault(tuple(experiment[name] for name in same), []).append(record)
+    return groups
+
+
+def measured_row(record: Record) -> dict:
+    """The columns of the tables for one record, in the units of the paper."""
+    accuracy = record["accuracy"]
+    return dict(
+        original_top1=accuracy["original"],
+        baseline_top1=baseline(record),
+        original_mlu=100 * record.plan.weight_mlu,
+        mlu=100 * record.plan.mlu,
+        decomposed_top1=accuracy["finetuned"],
+        delta=accuracy["finetuned"] - accuracy["original"],
+        params_ratio=record.params_ratio,
+        flops_ratio=record.macs_ratio,
+    )
+
+
+def baseline(record: Record) -> float:
+    """Accuracy of the full-rank network after the same fine-tuning; nan where that was not run."""
+    measured = record["accuracy"].get("baseline")
+    return float("nan") if measured is None else measured
+
+
+def style_table(frame: pd.DataFrame, identifier: str) -> Styler:
+    """A table of this module as a page shows it."""
+    return styled(frame, identifier, FORMATS)
+
+
+def style_table3(frame: pd.DataFrame) -> Styler:
+    return style_table(frame, "table3")
+
+
+def paper_table1() -> Styler:
+    """All rows of Table 1 as the paper prints them, styled."""
+    printed = paper.table1().rename(columns={"original_top1_finetuned": "baseline_top1"})
+    return printed_table(printed, ["model"], "table1-printed")
+
+
+def paper_table3() -> Styler:
+    """All rows of Table 3 as the paper prints them, styled."""
+    return printed_table(paper.table3(), SAME, "table3-printed")
+
+
+def paper_table4() -> Styler:
+    """All rows of Table 4 as the paper prints them, styled."""
+    return printed_table(paper.table4(), ["model"], "table4-printed")
+
+
+def paper_table5() -> Styler:
+    """Table 5 as the paper prints it, the original network's numbers and the change beside each row."""
+    return printed_table(paper.table5(), ["model", "tolerance"], "table5-printed")
+
+
+def printed_table(printed: pd.DataFrame, index: list[str], identifier: str) -> Styler:
+    return style_table(with_labels(printed.rename(columns={"delta_printed": "delta"}).set_index(index)), identifier)
+
+
+def plan_table(record: Record) -> Styler:
+    """Layer by layer: W is d x m; what the search kept; the ranks."""
+    frame = record.plan.to_frame()
+    return styled(frame, identifier("plan", record), {"utilization": "{:.3f}"}).hide(axis="index")
+
+
+def probes_table(record: Record, layer: str) -> Styler:
+    """What one layer cost the search, probe by probe; a blank count is a probe that was ended early."""
+    probes = record.plan.probes_frame()
+    table = styled(probes[probes["layer"] == layer], identifier("probes", record))
+    return table.format(na_rep="").hide(axis="index")
+
+
+def identifier(kind: str, record: Record) -> str:
+    """A name for a table's HTML that is the same in each run and unlike that of another record."""
+    experiment = record["experiment"]
+    parts = (kind, experiment["dataset"], experiment["network"], variant(record), f"s{experiment['seed']}")
+    return "-".join(part for part in parts if part).replace("/", "-").replace(".", "-")
+
+
+def provenance(record: Record) -> Styler:
+    """From which run the numbers come: network, data, seed, device, date, versions, seconds a stage."""
+    experiment = record["experiment"]
+    recipe = {name: experiment[name]["epochs"] for name in ("train", "finetune")}
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    seconds = ", ".join(f"{stage} {time:.0f}" for stage, time in record["seconds"].items())
+    start = {"started from": experiment["start"]} if experiment.get("start") else {}
+    rows = {
+        "network": f"{experiment['network']}, width {experiment['width']:g}",
+        "data set": experiment["dataset"],
+        **start,
+        "epochs": f"{recipe['train']} of training, {recipe['finetune']} of fine-tuning",
+        "search": f"tolerance {experiment['tolerance']:g} points, {experiment['mode']}, "
+        f"on {record.plan.total} test images",
+        "calibration": f"{record['calibration_images']} training images",
+        "seed": experiment["seed"],
+        "device": ", ".join(sorted({made["device"] for made in record["made"].values()})),
+        "date": record["made"]["finetune"]["date"],
+        "versions": versions,
+        "seconds": seconds,
+    }
+    frame = pd.DataFrame({"": rows})
+    return styled(frame, identifier("run", record), text=True).hide(axis="columns")
+
+
+def provenances(records: Sequence[Record]) -> Styler:
+    """One line a run, for pages that show several; at least one."""
+    rows = {}
+    for record in records:
+        experiment = record["experiment"]
+        name = "/".join((experiment["dataset"], experiment["network"]))
+        rows[name + (f"@{variant(record)}" if variant(record) else "")] = {
+            "width": f"{experiment['width']:g}",
+            "epochs": f"{experiment['train']['epochs']} + {experiment['finetune']['epochs']}",
+            "tolerance": f"{experiment['tolerance']:g}",
+            "test images": record.plan.total,
+            "seed": experiment["seed"],
+            "minutes": f"{sum(record['seconds'].values()) / 60:.1f}",
+            "device": record["made"]["finetune"]["device"],
+            "date": record["made"]["finetune"]["date"],
+        }
+    return styled(pd.DataFrame(rows).T.rename_axis("run"), identifier("runs", records[0]))

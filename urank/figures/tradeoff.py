@@ -1,0 +1,113 @@
+"""Figure 3: accuracy against parameters, before and after."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from urank.figures.contrasts import label
+from urank.figures.snapshot import millions
+from urank.figures.style import COLORS, STYLE, closed
+from urank.records import Record
+
+LARGEST = 900  # area of the largest bubble, in square points
+GREY = "#777777"
+
+
+def tradeoff(points: pd.DataFrame, printed: pd.DataFrame | None = None, title: str = "") -> Figure:
+    """One panel of Figure 3: accuracy against parameters, bubbles with the area of the MACs, arrows from the original
+    network (pale) to the compact one (filled).
+
+    Args:
+        points: as `measured_points` or `paper.tradeoff` gives, with a column `label`.
+        printed: the paper's points beside them, drawn hollow and grey.
+
+    Raises:
+        ValueError: no point.
+    """
+    everything = pd.concat([points, printed]) if printed is not None else points
+    if len(everything) == 0:
+        raise ValueError("a trade-off needs at least one network before and after")
+    largest = everything["original_macs"].max()
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
+        if printed is not None:
+            for row in printed.to_dict("records"):
+                draw_pair(axis, row, largest, GREY, hollow=True)
+            axis.plot([], [], "o", mfc="none", mec=GREY, label="the paper's (grey)")
+        for index, row in enumerate(points.to_dict("records")):
+            draw_pair(axis, row, largest, COLORS[index % len(COLORS)])
+        axis.plot([], [], "o", color="none", label=f"bubble area: MACs; the largest {millions(largest)}")
+        axis.set(title=title, xlabel="parameters (millions, logarithmic)", ylabel="accuracy (%)", xscale="log")
+        axis.margins(0.17, 0.2)
+        plain_ticks(axis)
+        figure.legend(loc="outside lower left", ncols=2)
+    return closed(figure)
+
+
+def draw_pair(axis: Axes, row: dict, largest: float, color: str, hollow: bool = False) -> None:
+    """Two bubbles and the arrow between them."""
+    ends = [
+        (row[f"{end}_params"] / 1e6, row[f"{end}_top1"], LARGEST * row[f"{end}_macs"] / largest)
+        for end in ("original", "compact")
+    ]
+    for (x, y, area), face in zip(ends, ("none", "none") if hollow else (color + "40", color + "B0")):
+        axis.scatter(x, y, s=area, facecolor=face, edgecolor=color, lw=1, zorder=2 if hollow else 3)
+    arrow = dict(arrowstyle="->", color=color, lw=1.2, shrinkA=0, shrinkB=0)
+    axis.annotate("", ends[1][:2], ends[0][:2], arrowprops=arrow, zorder=4)
+    if not hollow:
+        axis.plot([], [], "o", color=color, label=row["label"])
+
+
+def plain_ticks(axis: Axes) -> None:
+    """Numbers, not powers of ten, at places a reader can count with."""
+    low, high = axis.get_xlim()
+    steps = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 3, 5, 7)]
+    ticks = [step for step in steps if low <= step <= high] or [np.sqrt(low * high)]
+    axis.set_xticks(ticks, [f"{tick:.5g}" for tick in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(low, high)
+
+
+def measured_points(records: Sequence[Record]) -> pd.DataFrame:
+    """Before and after of each record, as `tradeoff` draws them."""
+    rows = []
+    for record in records:
+        experiment, cost, accuracy = record["experiment"], record["cost"], record["accuracy"]
+        row = dict(label=label(record, records), network=experiment["network"], dataset=experiment["dataset"])
+        for end, top1 in (("original", accuracy["original"]), ("compact", accuracy["merged"])):
+            row |= {f"{end}_params": cost[end]["params"], f"{end}_macs": cost[end]["macs"], f"{end}_top1": top1}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def beside(points: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame | None:
+    """The paper's points of the networks and data sets in `points`; None where it has none of them."""
+    ours = set(zip(points["network"], points["dataset"]))
+    found = printed[[pair in ours for pair in zip(printed["network"], printed["dataset"])]]
+    return found if len(found) else None
+
+
+def tradeoff_caption(points: pd.DataFrame) -> str:
+    """What the panel says, in one paragraph of Markdown.
+
+    Args:
+        points: with a row index from 0.
+    """
+    change = points["compact_top1"] - points["original_top1"]
+    kept = points["compact_params"] / points["original_params"]
+    saved = points["compact_macs"] / points["original_macs"]
+    if len(points) == 1:
+        return (
+            f"**{points.loc[0, 'label']}** keeps x {kept[0]:.2f} of its parameters and x {saved[0]:.2f} of its MACs; "
+            f"its accuracy moves by {change[0]:+.1f} points."
+        )
+    most, least, best = kept.idxmin(), kept.idxmax(), change.idxmax()
+    return (
+        f"**{points.loc[most, 'label']}** gives up the most parameters (x {kept[most]:.2f}, MACs x {saved[most]:.2f}), "
+        f"**{points.loc[least, 'label']}** the fewest (x {kept[least]:.2f}, MACs x {saved[least]:.2f}). Accuracy moves "
+        f"by {change.min():+.1f} to {change.max():+.1f} points, best for {points.loc[best, 'label']}."
+    )

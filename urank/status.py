@@ -1,0 +1,259 @@
+"""How far the reproduction is: a row for every number of the paper's figures and tables, from the committed records.
+
+A difference within the first of two margins is green, within the second amber, beyond it red. What has not been
+measured says what it would need.
+"""
+
+from dataclasses import dataclass
+from math import floor, log2, sqrt
+
+import pandas as pd
+import torch
+from pandas.io.formats.style import Styler
+
+from urank import models, paper, profiles
+from urank.attention import explicit_attention
+from urank.figures.contrasts import variant
+from urank.figures.snapshot import peak_layer
+from urank.figures.style import styled
+from urank.figures.tables import SAME, grouped, measured_row
+from urank.layers import matrix_layers, weight_matrix
+from urank.records import Record
+
+# How far a measured number may be from the paper's: green up to the first, amber up to the second, red beyond.
+MARGINS = {
+    "original %": (0.5, 1.5),
+    "change": (0.5, 1.5),
+    "MLU %": (10, 20),
+    "params": (0.10, 0.20),
+    "MACs": (0.10, 0.20),
+    "energy %": (10, 20),
+    "peak layer": (0, 1),
+}
+QUANTITIES = {
+    "original %": "original_top1",
+    "change": "delta",
+    "MLU %": "mlu",
+    "params": "params_ratio",
+    "MACs": "flops_ratio",
+}
+COLORS = {
+    "green": "background-color: #cdebd3; color: #12401f",
+    "amber": "background-color: #fbe6b8; color: #573c00",
+    "red": "background-color: #f6d0cb; color: #6b160c",
+}
+PAGES = {"Table 1": "table1_imagenet", "Table 3": "table3_cifar", "Table 4": "table4_pretraining"}
+PAGES |= {"Table 5": "table5_tolerance", "Figure 1": "figure1_spectra", "Figure 2": "figure2_snapshots"}
+COLUMNS = [
+    "item",
+    "quantity",
+    "paper",
+    "ours",
+    "spread",
+    "runs",
+    "difference",
+    "verdict",
+    "device",
+    "date",
+    "page",
+    "needs",
+]
+SUSTAINED = 1e14  # floating-point operations a second that a GPU is taken to sustain in bfloat16
+IMAGES = {"train": 1_281_167, "validation": 50_000}  # of ImageNet-1k
+ENOUGH = 80.0  # percent of the input energy that suffices for the layer of Figure 1(b)
+PEAK = (4, 6)  # layers between which the paper sees the rank of its VGGs peak (Figure 2, left)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of one of the paper's tables, by this project's names."""
+
+    table: str
+    model: str
+    same: dict
+    printed: dict
+
+    @property
+    def item(self) -> str:
+        return f"{self.table}: {self.model}"
+
+
+def table(records: list[Record] | None = None) -> pd.DataFrame:
+    """Every number of the paper's figures and tables beside the measured one.
+
+    Args:
+        records: default all that are committed.
+
+    Returns:
+        The columns of `COLUMNS`: `ours` is the mean over `runs` seeds and `spread` their standard deviation (nan for
+        one); `verdict` is "green", "amber", "red" or "not run", and then `needs` says what a run would take.
+    """
+    records = profiles.recorded() if records is None else records
+    rows = figure1_rows(records) + figure2_rows(records)
+    for row in paper_rows():
+        rows += compared(row, records)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def paper_rows() -> list[Row]:
+    """The rows of Tables 1, 3, 4 and 5."""
+    sources = [
+        ("Table 1", paper.table1(), SAME, ["model"]),
+        ("Table 3", paper.table3(), SAME, ["model", "dataset"]),
+        ("Table 4", paper.table4(), [*SAME, "variant"], ["model"]),
+        ("Table 5", paper.table5(), [*SAME, "tolerance"], ["model", "tolerance"]),
+    ]
+    rows = []
+    for name, printed, same, label in sources:
+        for row in printed.rename(columns={"delta_printed": "delta"}).to_dict("records"):
+            title = ", ".join(str(row[column]) for column in label)
+            rows.append(Row(name, title, {column: row[column] for column in same}, row))
+    return rows
+
+
+def compared(row: Row, records: list[Record]) -> list[dict]:
+    """A line for each quantity of one row; one line that says what is needed where it has not been measured."""
+    searched = "variant" in row.same or "tolerance" in row.same  # tables whose rows are variants
+    full = [one for one in records if one["experiment"]["width"] == 1 and (searched or not variant(one))]
+    seeds = grouped(full, list(row.same)).get(tuple(row.same.values()), [])
+    if not seeds:
+        return [missing(row.item, PAGES[row.table], needs(row))]
+    measured = pd.DataFrame([measured_row(record) for record in seeds])
+    return [
+        line(row.item, quantity, row.printed[column], measured[column].tolist(), seeds[0], PAGES[row.table])
+        for quantity, column in QUANTITIES.items()
+        if pd.notna(row.printed[column])
+    ]
+
+
+def line(item: str, quantity: str, printed: float, ours: list[float], record: Record, page: str) -> dict:
+    """One measured number beside the paper's."""
+    mean = sum(ours) / len(ours)
+    spread = sqrt(sum((value - mean) ** 2 for value in ours) / (len(ours) - 1)) if len(ours) > 1 else float("nan")
+    made = record["made"]["finetune"]
+    return dict(
+        item=item,
+        quantity=quantity,
+        paper=printed,
+        ours=mean,
+        spread=spread,
+        runs=len(ours),
+        difference=mean - printed,
+        verdict=verdict(quantity, mean - printed),
+        device=made["device"],
+        date=made["date"],
+        page=page,
+        needs="",
+    )
+
+
+def verdict(quantity: str, difference: float) -> str:
+    """The colour of a difference, by the margins of its quantity."""
+    green, amber = MARGINS[quantity]
+    size = abs(difference) - 1e-9  # 0.1 + 0.2 is within 0.3
+    return "green" if size <= green else "amber" if size <= amber else "red"
+
+
+def missing(item: str, page: str, needed: str) -> dict:
+    return dict(item=item, quantity="", runs=0, verdict="not run", page=page, needs=needed)
+
+
+def figure1_rows(records: list[Record]) -> list[dict]:
+    """Figure 1(b): the least share of input energy that keeps the accuracy, for the least demanding layer swept."""
+    item = "Figure 1(b): energy that suffices, VGG11 on CIFAR10"
+    swept = [record for record in records if is_plain(record, "cifar10", "vgg11") and record["sweep"]]
+    if not swept:
+        return [missing(item, PAGES["Figure 1"], "a record of cifar10/vgg11 with a `sweep`")]
+    return [line(item, "energy %", ENOUGH, [enough(record) for record in swept], swept[0], PAGES["Figure 1"])]
+
+
+def enough(record: Record) -> float:
+    """The lowest energy threshold tried, in percent, that costs one layer no more than the tolerance; 100 for none."""
+    least = record.plan.correct - record.plan.tolerance * record.plan.total / 100
+    return min((100 * row["energy"] for row in record["sweep"] if row["correct"] >= least), default=100.0)
+
+
+def figure2_rows(records: list[Record]) -> list[dict]:
+    """Figure 2, left: the layer at which the utilized rank of a VGG is largest."""
+    rows = []
+    for network in ("vgg11", "vgg19"):
+        item = f"Figure 2: rank peak of {network.upper()} on CIFAR10"
+        found = [record for record in records if is_plain(record, "cifar10", network)]
+        peaks = [peak_layer(record) for record in found]
+        if not found:
+            rows.append(missing(item, PAGES["Figure 2"], f"a record of cifar10/{network}"))
+            continue
+        mean = sum(peaks) / len(peaks)
+        rows.append(line(item, "peak layer", min(max(mean, PEAK[0]), PEAK[1]), peaks, found[0], PAGES["Figure 2"]))
+    return rows
+
+
+def is_plain(record: Record, dataset: str, network: str) -> bool:
+    """True for the full-width network of this name on this data set, trained from scratch."""
+    experiment = record["experiment"]
+    named = (experiment["dataset"], experiment["network"], experiment["width"]) == (dataset, network, 1)
+    return named and not variant(record)
+
+
+def needs(row: Row) -> str:
+    """What measuring a row would take."""
+    dataset, network = row.same["dataset"], row.same["network"]
+    if dataset.startswith("cifar"):
+        name = f"{dataset}/{network}"
+        listed = name in profiles.load_profile("cifar").experiments
+        return (
+            f"urank reproduce --profile cifar --only {name}" if listed else f"{name} in profiles/cifar.yaml, and a GPU"
+        )
+    epochs = int(paper.table2().iloc[:, int("resnet" in network)]["Epochs"])
+    side = paper.SIDES.get(row.printed["model"], 224)
+    return f"ImageNet and about {gpu_hours(network, side, epochs):,.0f} GPU hours"
+
+
+def gpu_hours(network: str, side: int, epochs: int) -> float:
+    """GPU hours of search and fine-tuning on ImageNet, at `SUSTAINED` operations a second; images not counted.
+
+    A probe of the search runs all validation images through the network; an image costs three passes in training.
+    """
+    macs = paper.original_cost(network, "imagenet-1k", side).macs
+    passes = search_probes(network) * IMAGES["validation"] + 3 * epochs * IMAGES["train"]
+    return 2 * macs * passes / SUSTAINED / 3600
+
+
+def search_probes(network: str) -> int:
+    """How often the search asks for the accuracy at most: log2 of d and of m for each layer."""
+    with torch.device("meta"):
+        layers = matrix_layers(explicit_attention(models.create(network, 1000)))
+    shapes = [weight_matrix(layer).shape for layer in layers.values()]
+    return sum(floor(log2(size)) + 1 for shape in shapes for size in shape)
+
+
+def style(frame: pd.DataFrame) -> Styler:
+    """The measured rows of `table` as a page shows them."""
+    shown = frame[frame["verdict"] != "not run"].drop(columns="needs").copy()
+    shown["page"] = [f'<a href="{page}.html">{page.split("_")[0]}</a>' for page in shown["page"]]
+    shown = shown.set_index(["item", "quantity"])
+    formats = {"paper": "{:.4g}", "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.3g}"}
+    return styled(shown, "status", formats).map(lambda cell: COLORS.get(cell, ""), subset=["verdict"])
+
+
+def style_missing(frame: pd.DataFrame) -> Styler:
+    """What was not run, and what it would need."""
+    shown = frame[frame["verdict"] == "not run"].set_index("item")[["needs"]]
+    return styled(shown, "status-missing", text=True)
+
+
+def summary(frame: pd.DataFrame) -> str:
+    """How many numbers agree, in one paragraph of Markdown."""
+    counts = frame["verdict"].value_counts()
+    measured = frame[frame["verdict"] != "not run"]
+    return (
+        f"**{len(measured)}** numbers in {measured['item'].nunique()} rows are measured: {counts.get('green', 0)} "
+        f"green, {counts.get('amber', 0)} amber, {counts.get('red', 0)} red. **{counts.get('not run', 0)}** "
+        f"rows are not run."
+    )
+
+
+def margins() -> Styler:
+    """The margins of the verdicts."""
+    rows = {name: dict(green=f"up to {green:g}", amber=f"up to {amber:g}") for name, (green, amber) in MARGINS.items()}
+    return styled(pd.DataFrame(rows).T.rename_axis("difference in"), "margins", text=True)
