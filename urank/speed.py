@@ -35,8 +35,11 @@ def benchmark(path: Path = BENCHMARK) -> tuple[pd.DataFrame, dict]:
 
 
 def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> Styler:
-    """One part of the benchmark, a row a comparison; `columns` from the rows' names to those on the page."""
-    chosen = rows.loc[rows["part"] == part, list(columns)].rename(columns=columns)
+    """One part of the benchmark, a row a comparison; `columns` from the rows' names to those on the page.
+
+    A part that was not run has no rows.
+    """
+    chosen = rows[rows["part"] == part].reindex(columns=list(columns)).rename(columns=columns)
     numbers = chosen.select_dtypes("number").columns
     formats = {name: "{:.1f}" if (chosen[name] % 1).any() else "{:.0f}" for name in numbers}
     styles = [{"selector": "th, td", "props": "padding: 0.2em 0.7em"}]
