@@ -4,7 +4,7 @@ PROFILE ?= quick
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores all --rerun-incomplete --quiet progress rules host
 
-.PHONY: book test lab clean
+.PHONY: book test bench lab clean
 
 book: .venv/ready  ## run the notebooks of PROFILE and build the book
 	@$(SNAKEMAKE) --config profile=$(PROFILE) publish=yes
@@ -14,6 +14,9 @@ test: .venv/ready  ## every test: the package, the notebooks twice, the book wit
 	$(BIN)/ruff check .
 	@$(SNAKEMAKE) --config profile=smoke
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg tests build/smoke/site/notebooks
+
+bench: .venv/ready  ## the naive way against this package's, side by side, as ratios
+	$(BIN)/python -m benchmarks.speed
 
 lab: .venv/ready  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/figure1_spectra.ipynb

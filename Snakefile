@@ -3,19 +3,24 @@
     snakemake --cores all --config profile=quick
 
 An experiment runs once for all the notebooks that show it; a killed run goes on where it stopped; `--cores N` and
-Snakemake's executors run what is independent side by side.
+Snakemake's executors run what is independent side by side. The target `experiments` is all of a profile's records:
+
+    snakemake --executor slurm --jobs 20 --config profile=cifar threads=8 -- experiments
 """
 
 import sys
 from pathlib import Path
 
-from urank.experiments import code_files
+from urank.provenance import code_files
 from urank.profiles import ROOT, load_profile
 
 PROFILE = load_profile(config.get("profile", "quick"))
 BUILD = f"build/{PROFILE.name}"
 SITE = f"{BUILD}/site"  # what Jupyter Book is given: the pages, and executed copies of the notebooks beside them
 HTML = f"{BUILD}/_build/html"
+# Of one experiment. By default those that can begin at once share the cores; a cluster is told how many each gets.
+AT_ONCE = sum(experiment.start is None for experiment in PROFILE.experiments.values())
+THREADS = int(config.get("threads", max(1, (workflow.cores or 1) // AT_ONCE)))
 PYTHON, JUPYTER_BOOK = sys.executable, Path(sys.executable).parent / "jupyter-book"
 
 
@@ -31,9 +36,30 @@ CODE = files("urank/**/*.py")
 TARGET = "book/_build/html/index.html" if config.get("publish") else f"{HTML}/index.html"
 
 
+def record(name):
+    return f"runs/{PROFILE.name}/{name}/record.json"
+
+
+def start_record(wildcards):
+    """The record of the experiment that this one starts from, if any."""
+    start = PROFILE.find(wildcards.experiment).start
+    return [record(start)] if start else []
+
+
+localrules:
+    all,
+    experiments,
+    publish,
+
+
 rule all:
     input:
         TARGET,
+
+
+rule experiments:
+    input:
+        [record(name) for name in PROFILE.experiments],
 
 
 rule experiment:
@@ -41,14 +67,17 @@ rule experiment:
     input:
         [path.relative_to(ROOT).as_posix() for path in code_files()],
         f"profiles/{PROFILE.name}.yaml",
+        start_record,
     output:
-        f"runs/{PROFILE.name}/{{experiment}}/record.json",
+        record("{experiment}"),
     wildcard_constraints:
-        experiment="[^/]+/[^/]+",
+        experiment="[^/]+/.+",
+    threads: THREADS
     log:
         f"{BUILD}/logs/{{experiment}}.log",
     shell:
-        "{PYTHON} -m urank reproduce --profile {PROFILE.name} --only {wildcards.experiment} --same-code > {log} 2>&1"
+        "OMP_NUM_THREADS={threads} {PYTHON} -m urank reproduce --profile {PROFILE.name} "
+        "--only {wildcards.experiment:q} --same-code > {log:q} 2>&1"
 
 
 rule notebook:
@@ -57,7 +86,7 @@ rule notebook:
         "notebooks/{notebook}.ipynb",
         CODE,
         NUMBERS,
-        lambda wildcards: [f"runs/{PROFILE.name}/{name}/record.json" for name in PROFILE.notebooks[wildcards.notebook]],
+        lambda wildcards: [record(name) for name in PROFILE.notebooks[wildcards.notebook]],
     output:
         f"{SITE}/notebooks/{{notebook}}.ipynb",
     log:

@@ -1,13 +1,12 @@
 """Both sides in one process, one after the other: the naive way against this package's, as ratios.
 
-    python benchmarks/speed.py                    # all parts at their default sizes, some ten minutes on two cores
-    python benchmarks/speed.py --only grams --images 200
+    python -m benchmarks.speed                    # all parts at their default sizes
+    python -m benchmarks.speed --only grams --images 200
 
 Seconds are those of the clock and of the processor; a machine that does other things as well disturbs the second less.
 Every part says whether both sides came to the same result.
 """
 
-import gc
 import logging
 import os
 import platform
@@ -18,19 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import naive
 import pandas as pd
 import torch
 import typer
 from torch import Tensor, nn
 
 import urank
+from benchmarks import naive
 from urank import datasets
-from urank.experiments import describe
 from urank.files import write_json
 from urank.layers import evaluating, matrix_layers
 from urank.patches import assemble_gram, patch_products
 from urank.precision import has_fast_bfloat16
+from urank.provenance import describe
 
 OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "speed.json"
 TOLERANCE = 0.5
@@ -49,7 +48,6 @@ class Measured:
 
 
 def measured(call: Callable[[], Any]) -> Measured:
-    gc.collect()
     before = reset_peak()
     clock, processor = time.perf_counter(), time.process_time()
     result = call()
@@ -87,7 +85,7 @@ def row(part: str, what: str, naive_side: Measured, ours: Measured, same: bool, 
     )
 
 
-def trained(network: str, width: float, epochs: int = 4) -> tuple[nn.Module, datasets.Dataset]:
+def trained(network: str, width: float, epochs: int = 2) -> tuple[nn.Module, datasets.Dataset]:
     """`network`, trained for a moment on the embedded digits."""
     digits = datasets.load("digits10", train=6000, test=2000)
     torch.manual_seed(0)
@@ -149,9 +147,9 @@ def approximations_part(images: int | None) -> list[dict]:
     return rows
 
 
-def grams_part(images: int | None) -> list[dict]:
+def grams_part(images: int | None, width: float = 1.0) -> list[dict]:
     """`unfold` and a float64 product a batch against `patch_products`, on what VGG11's convolutions are called on."""
-    model = urank.create("vgg11").eval()
+    model = urank.create("vgg11", width=width).eval()
     rows = []
     for name, (conv, inputs) in inputs_of(model, torch.randn(images or 512, 3, 32, 32)).items():
         slow, fast = (measured(partial(side, conv, inputs.split(64))) for side in (unfolded_gram, shared_gram))
@@ -182,6 +180,68 @@ def inputs_of(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, Te
     for handle in handles:
         handle.remove()
     return seen
+
+
+def scaling_part(images: int | None) -> list[dict]:
+    """Seconds and memory of the exact search against images, width and depth, one of them changed at a time."""
+    rows = []
+    for network, width, count in scaling_sizes(images or 500):
+        model, digits = trained(network, width, epochs=1)
+        grams = urank.accumulate_grams(model, digits.batches(digits.train.take(1000)), progress=False)
+        batches = list(digits.batches(digits.test.take(count)))
+        took = measured(lambda g=grams, b=batches, m=model: urank.search_ranks(m, g, b, TOLERANCE, evaluation="exact"))
+        cost = urank.count_cost(model)
+        rows.append(
+            dict(part="scaling", what=f"{network}, width {width:g}, {count} images", network=network, width=width)
+            | dict(images=count, layers=len(grams), macs=cost.macs, probes=len(took.result.probes))
+            | dict(seconds=round(took.seconds, 1), processor=round(took.processor, 1), peak_mib=took.peak >> 20)
+        )
+    return rows
+
+
+def scaling_sizes(images: int) -> list[tuple[str, float, int]]:
+    base, width = "vgg11", 0.25
+    counts = [(base, width, count) for count in (images, 2 * images, 4 * images)]
+    widths = [(base, other, images) for other in (width / 2, 2 * width)]
+    return counts + widths + [(deeper, width, images) for deeper in ("vgg13", "vgg16", "vgg19")]
+
+
+def vit_part(images: int | None) -> list[dict]:
+    """The full search of a ViT-B/16 at 224 pixels, on a GPU; a processor would take weeks."""
+    if not torch.cuda.is_available():
+        typer.echo("vit is left out: there is no GPU", err=True)
+        return []
+    model = urank.explicit_attention(urank.create("torchvision/vit_b_16", classes=1000))
+    return [whole_search("ViT-B/16, 224 pixels", model.cuda(), (3, 224, 224), images or 10000)]
+
+
+def whole_search(what: str, model: nn.Module, shape: tuple[int, ...], images: int) -> dict:
+    """What a search of `model` takes, and would take with ImageNet's 50,000 validation images.
+
+    Random weights and images, and agreement in place of labels: time depends on them only through the share of probes
+    that fail. Images per second and TFLOP/s are those of the naive search that gets there in the same time.
+    """
+    device = next(model.parameters()).device
+    pictures = [torch.randn(len(part), *shape, device=device) for part in torch.arange(images).split(250)]
+    grams = measured(lambda: urank.accumulate_grams(model, pictures[:4]))
+    validation = urank.Validation.agreement(model, pictures)
+    search = measured(lambda: urank.search_ranks(model, grams.result, validation, tolerance=0.1))
+    probes = len(search.result.probes)
+    rate = probes * images / search.seconds
+    return dict(
+        part="whole search",
+        what=what,
+        layers=len(grams.result),
+        images=images,
+        probes=probes,
+        failed=sum(not probe.passed for probe in search.result.probes),
+        seconds=round(search.seconds, 1),
+        grams_seconds=round(grams.seconds, 1),
+        images_per_second=round(rate),
+        tflops=round(2e-12 * urank.count_cost(model, shape).macs * rate, 2),
+        hours_for_50000=round(search.seconds / 3600 * 50000 / images, 2),
+        paper_gpu_hours=60,
+    )
 
 
 def delve_part(images: int | None) -> list[dict]:
@@ -217,6 +277,8 @@ PARTS = dict(
     deit=lambda images: search_part("deit", images),
     approximations=approximations_part,
     grams=grams_part,
+    scaling=scaling_part,
+    vit=vit_part,
     delve=delve_part,
 )
 

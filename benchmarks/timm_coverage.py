@@ -11,7 +11,6 @@ import urank  # noqa: F401, I001  must precede the first import of timm
 
 import csv
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from urank.attention import explicit_attention
 from urank.layers import coverage
+from urank.surveys import summarize
 
 COLUMNS = [
     "name",
@@ -75,31 +75,6 @@ def walk(names: Iterable[str], path: Path, forward: bool) -> Iterator[dict]:
             row = examine(name, forward)
             writer.writerow(row)
             yield row
-
-
-def summarize(frame: pd.DataFrame) -> str:
-    """What the whole file says, in a few lines."""
-    share = frame["measured_share"]
-    families = frame.groupby("family")["measured_share"].agg(["mean", "size"]).sort_values("mean")
-    lines = [
-        f"{len(frame)} architectures, {frame['error'].isna().sum()} came through without an error",
-        f"{(share >= 0.95).sum()} with at least 95 % of the parameters in measured layers; median {share.median():.1%}",
-        "least measured families:",
-        *(f"  {family:<24} {mean:6.1%} of {size:.0f}" for family, mean, size in families.head(12).itertuples()),
-        "most parameters left out for:",
-        *(f"  {total:7.2f} networks' worth  {reason}" for reason, total in reasons(frame).most_common(8)),
-    ]
-    return "\n".join(lines)
-
-
-def reasons(frame: pd.DataFrame) -> Counter[str]:
-    """The shares of each reason in `skipped`, summed over the networks."""
-    total: Counter[str] = Counter()
-    for cell in frame["skipped"].dropna():
-        for entry in cell.split("; "):
-            reason, _, share = entry.rpartition(": ")
-            total[reason] += float(share)
-    return total
 
 
 def main(

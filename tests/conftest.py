@@ -1,10 +1,49 @@
-"""Networks and images that several test modules share."""
+"""Networks, images, experiments and profiles that several test modules share."""
+
+import functools
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from urank import profiles
+from urank.experiments import run
 from urank.models import create
+from urank.records import Experiment, Record
+from urank.training import Recipe
+
+TINY = Experiment(
+    network="vgg11",
+    dataset="digits10",
+    width=0.125,
+    data=dict(train=400, test=100),
+    train=Recipe(epochs=4, batch_size=20, lr=0.03, crop=2, flip=False),
+    finetune=Recipe(epochs=2, batch_size=20, lr=0.01, crop=2, flip=False, ema_decay=0.9),
+    tolerance=1.25,  # one image of 80
+    calibration=150,
+    validation=80,
+    sweep=("features.8", "classifier"),
+)
+UNTRAINED = replace(
+    TINY,
+    data=dict(train=20, test=10),
+    train=Recipe(epochs=0, batch_size=10),
+    finetune=Recipe(epochs=0, batch_size=10),
+    tolerance=100.0,
+    sweep=(),
+)
+
+
+@functools.cache
+def finished() -> tuple[Path, Record]:
+    """The folder and the record of `TINY`, run once for all the tests of a session; the folder is only read."""
+    place = tempfile.TemporaryDirectory(prefix="urank-tests-")
+    finished.place = place  # deleted with it, when Python ends
+    return Path(place.name), run(TINY, place.name, "cpu", progress=False)
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +144,43 @@ NETWORKS = {
     "residual": (Residual, 8),
     "vgg11": (lambda: create("vgg11", classes=4, width=0.125), 32),
 }
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a profile into another repository, one that has the notebook "page"."""
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "page.ipynb").touch()
+    monkeypatch.setattr(profiles, "ROOT", tmp_path)
+
+    def write(text):
+        path = tmp_path / "profiles" / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Where live runs are kept, with that of `TINY` under the profile "mine"."""
+    folder = tmp_path / "kept"
+    shutil.copytree(finished()[0], folder / "mine" / "digits10" / "vgg11")
+    monkeypatch.setenv("URANK_RUNS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def mine(write):
+    """A profile that runs `TINY`, and a second seed of it."""
+    recipes = [
+        f"{{epochs: {epochs}, batch_size: 20, lr: {lr}, crop: 2, flip: false" for epochs, lr in ((4, 0.03), (2, 0.01))
+    ]
+    tiny = (
+        "network: vgg11, dataset: digits10, width: 0.125, data: {train: 400, test: 100}, tolerance: 1.25, "
+        "calibration: 150, validation: 80, sweep: [features.8, classifier], "
+        f"train: {recipes[0]}}}, finetune: {recipes[1]}, ema_decay: 0.9}}"
+    )
+    shown = "{page: [digits10/vgg11]}"
+    return write(f"experiments:\n  - {{{tiny}}}\n  - {{{tiny}, seed: 1}}\nnotebooks: {shown}\n")

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811  fixtures are imported, and then named as arguments
 import os
 import runpy
 import shutil
@@ -8,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_experiments import finished
-from test_profiles import mine, runs, write
+from conftest import finished
 
-from urank import cli
-from urank.experiments import STAGES
+from urank import cli, profiles
+from urank.stages import STAGES, stage_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,12 +41,12 @@ class TestHelp:
     def test_of_the_module(self, urank):
         code, out, _ = urank("--help", entry=lambda: runpy.run_module("urank", run_name="__main__"))
         assert code == 0
-        assert all(command in out for command in ("reproduce", "status", "show"))
+        assert all(command in out for command in ("reproduce", "status", "publish", "show"))
 
     def test_of_a_command(self, urank):
         code, out, _ = urank("reproduce", "--help")
         assert code == 0
-        assert all(option in out for option in ("--profile", "--only", "--device"))
+        assert all(option in out for option in ("--profile", "--only", "--device", "--seeds", "--time-budget"))
 
     def test_without_arguments(self, urank):
         code, out, err = urank()
@@ -86,6 +84,27 @@ class TestReproduce:
         )
         assert code == 0 and train.stat().st_mtime_ns == before
 
+    @pytest.mark.parametrize("pattern", ["vgg11/digits10", "*/vgg11"])
+    def test_of_a_pattern(self, urank, mine, runs, pattern):
+        code, out, _ = urank("reproduce", "--profile", "mine", "--only", pattern, "--seeds", "0", "--device", "cpu")
+        assert code == 0 and out.startswith("digits10/vgg11: ") and len(out.splitlines()) == 2
+
+    def test_stops_when_its_time_is_spent(self, urank, mine, runs):
+        """What was run is read, what was not is not begun, and that is no failure."""
+        arguments = "reproduce", "--profile", "mine", "--seeds", "0,2", "--device", "cpu", "--time-budget", "0"
+        code, out, err = urank(*arguments, "--only", "digits10/vgg11")
+        assert code == 0 and err == ""
+        assert out.splitlines()[0].startswith("digits10/vgg11: ")
+        assert out.splitlines()[2:] == [
+            "The time budget is spent: digits10/vgg11-s2 has its stage train ahead. "
+            "To be finished by the same command: digits10/vgg11-s2"
+        ]
+        assert not (runs / "mine" / "digits10" / "vgg11-s2" / "train.json").exists()
+
+    @pytest.mark.parametrize("seeds", ["", "one", "1;2", "-1", "1,"])
+    def test_of_no_seeds(self, urank, mine, seeds):
+        fails_in_one_sentence(urank("reproduce", "--profile", "mine", "--seeds", seeds), "whole numbers", repr(seeds))
+
     def test_of_an_unknown_experiment(self, urank, mine, runs):
         result = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg99")
         fails_in_one_sentence(result, "digits10/vgg99", "digits10/vgg11")
@@ -120,11 +139,29 @@ class TestStatus:
         code, out, _ = urank("status", "--profile", "mine")
         header, *rows = (line.split() for line in out.splitlines())
         assert code == 0
-        assert header == [stage.__name__.lstrip("_") for stage in STAGES]
-        assert rows == [["digits10/vgg11", *["done"] * 6, "-"], ["digits10/vgg11-s1", *["-"] * 7]]
+        assert header == ["start", *map(stage_name, STAGES)]
+        assert rows == [["digits10/vgg11", *["done"] * 6, "-", "done", "done"], ["digits10/vgg11-s1", *["-"] * 9]]
+
+    def test_tells_from_where_an_experiment_starts_and_which_stages_it_has(self, urank, mine, runs):
+        text = mine.read_text().replace("seed: 1}", "variant: b, start: digits10/vgg11, baseline: false}")
+        mine.write_text(text)
+        _, out, _ = urank("status", "--profile", "mine", "--seeds", "2")
+        assert out.splitlines()[2].split() == ["digits10/vgg11@b-s2", "digits10/vgg11-s2", *["-"] * 8]
 
     def test_of_an_unknown_profile(self, urank):
         fails_in_one_sentence(urank("status", "--profile", "nonesuch"), "nonesuch")
+
+
+class TestPublish:
+    def test_prints_where_the_record_lies(self, urank, mine, runs, tmp_path, monkeypatch):
+        monkeypatch.setattr(profiles, "RECORDS", tmp_path / "records")
+        code, out, _ = urank("publish", "vgg11/digits10", "--profile", "mine")
+        path = tmp_path / "records" / "digits10" / "vgg11.json"
+        assert (code, out) == (0, f"{path}\n")
+        assert path.read_bytes() == (runs / "mine" / "digits10" / "vgg11" / "record.json").read_bytes()
+
+    def test_of_what_was_not_run(self, urank, mine, runs):
+        fails_in_one_sentence(urank("publish", "digits10/vgg11-s1", "--profile", "mine"), "has no record yet")
 
 
 class TestShow:

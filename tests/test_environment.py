@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from urank.experiments import VERSIONS_OF
+from urank.provenance import VERSIONS_OF
 
 ROOT = Path(__file__).parent.parent
 LINES = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
@@ -82,10 +82,14 @@ def imported(path):
             yield node.module.split(".")[0]
 
 
+OPTIONAL = {"delve"}  # the benchmark compares with it where somebody has installed it
+
+
 def test_every_package_that_is_imported_is_required():
     own = {"urank", "benchmarks", "conftest"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
     files = [path for folder in ("urank", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    names = {name for path in files for name in imported(path)} - own - set(sys.stdlib_module_names)
+    names = {name for path in files for name in imported(path)} - own - OPTIONAL
+    names -= set(sys.stdlib_module_names)
     distributions = importlib.metadata.packages_distributions()
     missing = {name for name in names if not {normalized(d) for d in distributions.get(name, [])} & set(pins())}
     assert missing == set()

@@ -5,11 +5,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import finished
 from matplotlib.colors import to_rgb
-from test_experiments import finished
 
 from urank import figures, paper
-from urank.experiments import Record
+from urank.records import Record
 
 LABELS = ["original %", "MLU of W %", "MLU %", "fine-tuned %", "change", "params", "MACs"]
 

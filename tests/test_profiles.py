@@ -1,18 +1,26 @@
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_experiments import TINY, finished
+from conftest import TINY, finished
 
 from urank import datasets, models, profiles
 from urank.decompose import count_cost
-from urank.experiments import calibrated_grams
+from urank.files import read_weights
 from urank.layers import matrix_layers
 from urank.profiles import load_profile, recorded, reproduce, run_folder, runs_folder
+from urank.stages import calibrated_grams
 
 NAMES = sorted(path.stem for path in (profiles.ROOT / "profiles").glob("*.yaml"))
 ENTRY = "{network: vgg11, dataset: digits10, train: {epochs: 1}, finetune: {epochs: 1}"
 WHOLE = f"experiments:\n  - {ENTRY}}}\nnotebooks: {{}}\n"
+
+
+def listed(*additions):
+    """A profile of `ENTRY` with each of these additions."""
+    return "experiments:\n" + "".join(f"  - {ENTRY}, {addition}}}\n" for addition in additions) + "notebooks: {}\n"
+
+
 FAULTS = {
     "no yaml": ("experiments: [", "line 1"),
     "empty": ("", "two keys"),
@@ -30,49 +38,21 @@ FAULTS = {
     "unknown key of an experiment": (f"experiments:\n  - {ENTRY}, colour: red}}\nnotebooks: {{}}\n", "colour"),
     "one name twice": (f"experiments:\n  - {ENTRY}}}\n  - {ENTRY}, width: 2}}\nnotebooks: {{}}\n", "two experiments"),
     "unknown key of a recipe": (WHOLE.replace("finetune: {epochs: 1", "finetune: {epochs: 1, rate: 1"), "rate"),
+    "unknown start": (listed("start: digits10/vgg13"), "starts from 'digits10/vgg13', which the profile does not run"),
+    "start of another width": (
+        listed("width: 0.5", "variant: b, start: digits10/vgg11"),
+        "cannot start from digits10/vgg11, a vgg11 of width 0.5",
+    ),
+    "start from itself": (listed("start: digits10/vgg11"), "each other: digits10/vgg11 from digits10/vgg11"),
+    "starts in a circle": (
+        listed("start: digits10/vgg11@b", "variant: b, start: digits10/vgg11"),
+        "each other: digits10/vgg11 from digits10/vgg11@b from digits10/vgg11",
+    ),
+    "held out too late": (listed("holdout: 5", "variant: b, start: digits10/vgg11, holdout: 6"), "holds out 6 images"),
+    "variant like a seed": (listed("variant: b-s1"), "variant"),
     "unknown network": (WHOLE.replace("vgg11", "vgg12"), "vgg12"),
     "unknown data set": (WHOLE.replace("digits10", "mnist"), "mnist"),
 }
-
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Write a profile into another repository, one that has the notebook "page"."""
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "page.ipynb").touch()
-    monkeypatch.setattr(profiles, "ROOT", tmp_path)
-
-    def write(text):
-        path = tmp_path / "profiles" / "mine.yaml"
-        path.write_text(text)
-        return path
-
-    return write
-
-
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """Where live runs are kept, with that of `TINY` under the profile "mine"."""
-    folder = tmp_path / "kept"
-    shutil.copytree(finished()[0], folder / "mine" / "digits10" / "vgg11")
-    monkeypatch.setenv("URANK_RUNS", str(folder))
-    return folder
-
-
-@pytest.fixture
-def mine(write):
-    """A profile that runs `TINY`, and a second seed of it."""
-    recipes = [
-        f"{{epochs: {epochs}, batch_size: 20, lr: {lr}, crop: 2, flip: false" for epochs, lr in ((4, 0.03), (2, 0.01))
-    ]
-    tiny = (
-        "network: vgg11, dataset: digits10, width: 0.125, data: {train: 400, test: 100}, tolerance: 1.25, "
-        "calibration: 150, validation: 80, sweep: [features.8, classifier], "
-        f"train: {recipes[0]}}}, finetune: {recipes[1]}, ema_decay: 0.9}}"
-    )
-    shown = "{page: [digits10/vgg11]}"
-    return write(f"experiments:\n  - {{{tiny}}}\n  - {{{tiny}, seed: 1}}\nnotebooks: {shown}\n")
 
 
 class TestCommittedProfiles:
@@ -124,6 +104,80 @@ class TestLoadProfile:
         with pytest.raises(ValueError, match=named) as caught:
             load_profile("mine")
         assert str(path) in str(caught.value)
+
+
+class TestNames:
+    @pytest.fixture
+    def profile(self, write):
+        write(listed("width: 0.5", "variant: probe, width: 0.5, start: digits10/vgg11", "seed: 4, variant: four"))
+        return load_profile("mine")
+
+    def test_find_what_is_listed_and_other_seeds_of_it(self, profile):
+        assert profile.find("digits10/vgg11@probe") is profile.experiments["digits10/vgg11@probe"]
+        seeded = profile.find("digits10/vgg11@probe-s2")
+        assert (seeded.seed, seeded.start, seeded.name) == (2, "digits10/vgg11-s2", "digits10/vgg11@probe-s2")
+        assert profile.find(seeded.start) == replace(profile.experiments["digits10/vgg11"], seed=2)
+        assert profile.find("digits10/vgg11@four").seed == 0
+
+    @pytest.mark.parametrize(
+        "name", ["digits10/vgg13-s1", "digits10/vgg11-s01", "digits10/vgg11-s0", "digits10/vgg11-s"]
+    )
+    def test_find_nothing_else(self, profile, name):
+        with pytest.raises(ValueError, match=f"'mine' has no experiment '{name}': choose one of digits10/vgg11, "):
+            profile.find(name)
+
+    @pytest.mark.parametrize(
+        "patterns, names",
+        [
+            ([], ["vgg11", "vgg11@probe", "vgg11@four-s4"]),
+            (["digits10/vgg11"], ["vgg11"]),
+            (["vgg11/digits10"], ["vgg11"]),
+            (["vgg11@*/digits10"], ["vgg11@probe", "vgg11@four-s4"]),
+            (["*@probe", "digits10/*"], ["vgg11@probe", "vgg11", "vgg11@four-s4"]),
+            (["digits10/vgg11-s7"], ["vgg11-s7"]),
+        ],
+    )
+    def test_match_patterns_in_either_order(self, profile, patterns, names):
+        assert profile.names(patterns) == [f"digits10/{name}" for name in names]
+
+    def test_nothing_matches(self, profile):
+        with pytest.raises(ValueError, match="no experiment 'cifar10/.'"):
+            profile.names(["digits10/*", "cifar10/*"])
+
+    def test_with_seeds(self, profile):
+        names = ["vgg11@probe", "vgg11@probe-s1", "vgg11@four", "vgg11@four-s1"]
+        assert profile.names(["*@*"], [0, 1]) == [f"digits10/{name}" for name in names]
+
+
+class TestStart:
+    @pytest.fixture
+    def chain(self, write, tmp_path, monkeypatch):
+        monkeypatch.setenv("URANK_RUNS", str(tmp_path / "runs"))
+        recipes = "train: {epochs: 0, batch_size: 10}, finetune: {epochs: 0, batch_size: 10}"
+        entry = f"network: vgg11, dataset: digits10, width: 0.125, data: {{train: 20, test: 10}}, {recipes}"
+        write(
+            f"experiments:\n  - {{{entry}, variant: b, start: digits10/vgg11, tolerance: 50}}\n  - {{{entry}}}\n"
+            "notebooks: {}\n"
+        )
+        return tmp_path / "runs" / "mine" / "digits10"
+
+    def test_is_run_first(self, chain):
+        record = reproduce("mine", "digits10/vgg11@b-s3", "cpu")
+        assert sorted(path.name for path in chain.iterdir()) == ["vgg11-s3", "vgg11@b-s3"]
+        assert record.experiment.start == "digits10/vgg11-s3" and record.experiment.tolerance == 50
+        weights = [read_weights(chain / name / "original.safetensors") for name in ("vgg11-s3", "vgg11@b-s3")]
+        assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+class TestPublish:
+    def test_copies_the_record_to_where_it_is_found(self, mine, runs, tmp_path, monkeypatch):
+        monkeypatch.setattr(profiles, "RECORDS", tmp_path / "records")
+        assert profiles.publish("mine", "digits10/vgg11") == tmp_path / "records" / "digits10" / "vgg11.json"
+        assert recorded("digits10/*") == [finished()[1]]
+
+    def test_of_what_was_not_run(self, mine, runs):
+        with pytest.raises(ValueError, match="digits10/vgg11-s1 has no record yet"):
+            profiles.publish("mine", "digits10/vgg11-s1")
 
 
 class TestRuns:

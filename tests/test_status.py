@@ -1,10 +1,10 @@
 import copy
 
 import pytest
-from test_experiments import finished
+from conftest import finished
 
 from urank import status
-from urank.experiments import Record
+from urank.records import Record
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import os
 import pickle
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from urank import datasets
 from urank.precision import has_fast_bfloat16
-from urank.training import Recipe, augment, epoch_seed, evaluate, fit, make_schedule
+from urank.training import OutOfTime, Recipe, augment, epoch_seed, evaluate, fit, last_layer, make_schedule
 
 STEPS = 3  # batches an epoch of `digits` at `QUICK`
 QUICK = Recipe(epochs=3, batch_size=20, lr=0.05, crop=2, flip=True)
@@ -73,6 +74,7 @@ class TestRecipe:
             (dict(lr=-0.1), "lr=-0.1"),
             (dict(schedule="cosine"), "'cosine'"),
             (dict(precision="float16"), "'float16'"),
+            (dict(compile="yes"), "'yes'"),
         ],
     )
     def test_refuses(self, wrong, named):
@@ -376,6 +378,86 @@ class TestCheckpoint:
             write()
             self.refused(digits, checkpoint)
             assert not (tmp_path / "executed").exists()
+
+
+class TestPart:
+    """Only what is in the part changes, and what is outside it is in evaluation mode."""
+
+    def network(self):
+        network = small_network()
+        network.insert(4, nn.Dropout(0.5))
+        return network
+
+    @pytest.mark.parametrize("ema_decay", [None, 0.5])
+    def test_alone_changes(self, digits, ema_decay):
+        network = self.network()
+        fit(network, digits, replace(QUICK, ema_decay=ema_decay), part="5")
+        before, after = self.network().state_dict(), network.state_dict()
+        assert {name for name in after if not after[name].equal(before[name])} == {"5.weight", "5.bias"}
+        assert all(parameter.requires_grad for parameter in network.parameters())
+
+    def test_sees_features_as_in_evaluation(self, digits):
+        """No dropout and no batch statistics: the linear layer alone, on the features, is fitted the same."""
+        network, seen = self.network(), []
+        expected = self.network().eval()
+        network[5].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+        at_each_forward(network[5], lambda *_: None)
+        network[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+        fit(network, digits, replace(QUICK, epochs=1), part="5")
+        images, features = seen[0::2], seen[1::2]
+        assert len(features) == STEPS
+        for batch, feature in zip(images, features):
+            torch.testing.assert_close(expected[:5](batch), feature)
+
+    def test_that_asked_for_no_gradient_still_does_not(self, digits):
+        network = self.network()
+        network[0].weight.requires_grad_(False)
+        fit(network, digits, replace(QUICK, epochs=1), part="5")
+        assert [name for name, parameter in network.named_parameters() if not parameter.requires_grad] == ["0.weight"]
+
+    def test_of_another_checkpoint(self, digits, tmp_path):
+        fit(self.network(), digits, replace(QUICK, epochs=1), checkpoint=tmp_path / "fit.ckpt")
+        with pytest.raises(ValueError, match="fit.ckpt"):
+            fit(self.network(), digits, replace(QUICK, epochs=1), checkpoint=tmp_path / "fit.ckpt", part="5")
+
+    def test_last_layer_is_that_of_the_forward_pass(self):
+        class Backwards(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head, self.body = nn.Linear(3, 2), nn.Linear(4, 3)
+
+            def forward(self, x):
+                return self.head(self.body(x))
+
+        assert last_layer(Backwards(), torch.zeros(1, 4)) == "head"
+        assert last_layer(small_network(), torch.zeros(1, 3, 32, 32)) == "4"
+
+
+class TestDeadline:
+    def test_stops_after_an_epoch_and_goes_on(self, digits, tmp_path):
+        whole, history = fitted(digits, QUICK)
+        network, checkpoint = small_network(), tmp_path / "fit.ckpt"
+        for left in (2, 1):
+            with pytest.raises(OutOfTime, match=f"training has {left} of 3 epochs left"):
+                fit(network, digits, QUICK, checkpoint=checkpoint, deadline=time.monotonic())
+        rest = fit(network, digits, QUICK, checkpoint=checkpoint, deadline=time.monotonic())  # the last is the last
+        assert same_bits(network, whole) and without_seconds(rest) == without_seconds(history)
+
+    def test_far_away_changes_nothing(self, digits):
+        _, history = fitted(digits, QUICK, deadline=time.monotonic() + 1e6)
+        assert len(history) == 3
+
+
+def test_compiled_it_is_the_same_fit(digits, tmp_path):
+    """And one that is interrupted goes on without, as this decides nothing but the speed."""
+    recipe, checkpoint = replace(QUICK, epochs=2, ema_decay=0.5), tmp_path / "fit.ckpt"
+    plain, history = fitted(digits, recipe)
+    with pytest.raises(OutOfTime):
+        fitted(digits, replace(recipe, compile=True), checkpoint=checkpoint, deadline=time.monotonic())
+    compiled, rest = fitted(digits, recipe, checkpoint=checkpoint)
+    assert [row["loss"] for row in rest] == pytest.approx([row["loss"] for row in history], rel=1e-4)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 class TestEvaluate:

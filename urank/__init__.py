@@ -9,11 +9,12 @@ import urank._operators  # noqa: F401  must precede the first import of torchvis
 from urank.attention import explicit_attention
 from urank.baselines import energy_rank, output_pca, weight_svd
 from urank.decompose import Cost, count_cost, decompose, load_compact, merge_useless, project_network, save_compact
-from urank.experiments import Experiment, Record, run
+from urank.experiments import run
 from urank.layers import coverage, matrix_layers, set_weight_matrix, skipped_layers, weight_matrix
 from urank.models import create
 from urank.plan import LayerRank, Probe, RankPlan
 from urank.profiles import load_profile, reproduce
+from urank.records import Experiment, Record
 from urank.replay import Replay
 from urank.search import Validation, search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, projector

@@ -1,15 +1,18 @@
 """The command line: `urank ...` or `python -m urank ...`."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import typer
 
-from urank.experiments import STAGES, Record
+from urank import profiles
 from urank.profiles import load_profile, run_folder
-from urank.profiles import reproduce as reproduce_one
+from urank.records import Experiment, Record
+from urank.stages import STAGES, stage_name, stages_of
+from urank.training import OutOfTime
 
 app = typer.Typer(
     help="The utilized rank of a network's layers: reproduce the papers' figures and tables.",
@@ -19,31 +22,68 @@ app = typer.Typer(
 )
 
 Profile = Annotated[str, typer.Option(help="A file of profiles/ without its ending: smoke, quick, cifar.")]
-Only = Annotated[list[str] | None, typer.Option(help="Only this experiment, as dataset/network; may be repeated.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help='Only this experiment, as dataset/network or network/dataset, or "cifar10/*"; may be repeated.'),
+]
+Seeds = Annotated[str | None, typer.Option(help="Each experiment with each of these seeds, for example 0,1,2.")]
 
 
 @app.command()
 def reproduce(
     profile: Profile = "quick",
     only: Only = None,
+    seeds: Seeds = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")] = "auto",
     same_code: Annotated[bool, typer.Option(help="Start again what other code has begun, not go on with it.")] = False,
+    time_budget: Annotated[float | None, typer.Option(help="Stop after so many seconds, at the next landmark.")] = None,
 ) -> None:
-    """Run a profile's experiments, or what is left of them, and write a record for each."""
-    for name in only or load_profile(profile).experiments:
-        record = reproduce_one(profile, name, device, same_code)
+    """Run a profile's experiments, or what is left of them, and write a record for each.
+
+    A run that was killed, or that stopped for its time budget, goes on where it stopped when it is run again.
+    """
+    deadline = None if time_budget is None else time.monotonic() + time_budget
+    names = load_profile(profile).names(only or (), parse_seeds(seeds))
+    for number, name in enumerate(names):
+        try:
+            record = profiles.reproduce(profile, name, device, same_code, deadline)
+        except OutOfTime as stopped:
+            typer.echo(
+                f"The time budget is spent: {stopped}. To be finished by the same command: {', '.join(names[number:])}"
+            )
+            return
         typer.echo(f"{summary(name, record)}\n  record: {run_folder(profile, name) / 'record.json'}")
 
 
+def parse_seeds(text: str | None) -> list[int]:
+    """Seeds from "0,1,2"; none where nothing is said."""
+    if text is not None and not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ValueError(f"seeds are whole numbers from 0 with commas between them (0,1,2), not {text!r}")
+    return [] if text is None else [int(part) for part in text.split(",")]
+
+
 @app.command()
-def status(profile: Profile = "quick") -> None:
-    """Which stages of a profile's experiments have been run."""
-    rows = {}
-    for name in load_profile(profile).experiments:
-        folder = run_folder(profile, name)
-        stages = [stage.__name__.lstrip("_") for stage in STAGES]
-        rows[name] = {stage: "done" if (folder / f"{stage}.json").exists() else "-" for stage in stages}
+def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
+    """Which stages of a profile's experiments have been run, and from which experiment each starts."""
+    loaded = load_profile(profile)
+    names = loaded.names(seeds=parse_seeds(seeds))
+    rows = {name: stage_states(loaded.find(name), run_folder(profile, name)) for name in names}
     typer.echo(pd.DataFrame(rows).T.to_string())
+
+
+def stage_states(experiment: Experiment, folder: Path) -> dict[str, str]:
+    """What an experiment starts from, and "done" or "-" for each of its stages, nothing for one it does not have."""
+    states = dict(start=experiment.start or "") | {stage_name(stage): "" for stage in STAGES}
+    for name in map(stage_name, stages_of(experiment)):
+        states[name] = "done" if (folder / f"{name}.json").exists() else "-"
+    return states
+
+
+@app.command()
+def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --only.")], profile: Profile = "cifar"):
+    """Copy the records of experiments that have been run to data/records/, where the book finds them."""
+    for name in load_profile(profile).names(names):
+        typer.echo(profiles.publish(profile, name))
 
 
 @app.command()

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -89,13 +90,18 @@ class Dataset:
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images (n, 3, h, w) as float32 with zero mean and unit spread a channel over the training set."""
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        mean, std = on_device(self.mean, images.device), on_device(self.std, images.device)
         return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def batches(self, split: Split, batch_size: int = 256) -> "Batches":
         """Normalized (images, labels) batches of `split` in their stored order."""
         return Batches(self, split, batch_size)
+
+
+@cache
+def on_device(channels: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number a channel, as (c, 1, 1); kept, as copying it for every batch would make a GPU wait."""
+    return torch.tensor(channels, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)

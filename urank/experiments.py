@@ -1,213 +1,103 @@
-"""One network on one data set, end to end: train, calibrate, search, decompose, fine-tune, record.
+"""One network on one data set, end to end: train, calibrate, search, decompose, fine-tune, time, record.
 
-Every stage writes its result into the experiment's folder, weights first and a JSON file last, each file whole or
-absent. A stage whose JSON file is there is not computed again, so a run that was killed goes on where it stopped.
+An experiment may start from the network that another one trained. Its stages are in `stages`; a run that was killed
+goes on where it stopped.
 """
 
-import hashlib
 import platform
 import shutil
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from functools import cache
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from urank import datasets, models
-from urank.datasets import Batches, Dataset
-from urank.decompose import count_cost, decompose, load_compact, merge_useless, project_network, save_compact
-from urank.distributed import is_first, join, own_device, totals, wait
-from urank.files import read_json, read_weights, write_json, write_tensors, write_weights
-from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
-from urank.plan import RankPlan
-from urank.replay import Replay
-from urank.search import check_protocol, search_ranks
-from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
-from urank.training import Recipe, evaluate, fit
-from urank.utilization import project_weight
-
-ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
-# Modules of the package's top level that no measurement depends on.
-PRESENTATION = ("figures.py", "paper.py", "profiles.py", "cli.py", "__init__.py", "__main__.py")
-# The weights and matrices that a stage leaves beside its JSON file.
-PRODUCES = {
-    "train": ["original.safetensors"],
-    "calibrate": ["grams.safetensors"],
-    "decompose": ["decomposed/weights.safetensors", "decomposed/plan.json"],
-    "finetune": ["finetuned/weights.safetensors", "finetuned/plan.json"],
-}
-VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What is run: a network, a data set, how it is trained, measured and fine-tuned.
-
-    Attributes:
-        network, width: a name that `models.create` knows and the factor on its channels.
-        dataset, data: a name that `datasets.load` knows, and options for it.
-        train, finetune: recipes; `train` fits the original network, `finetune` the decomposed one.
-        seed: of the weights, of the order of images and of their augmentation.
-        tolerance, mode: of `search_ranks`.
-        calibration: how many training images the Gram matrices are summed over; None for all.
-        validation: how many test images the search consults; None for all.
-        sweep: layers whose input-energy threshold is swept for Figure 1(b).
-    """
-
-    network: str
-    dataset: str
-    train: Recipe
-    finetune: Recipe
-    width: float = 1.0
-    data: dict = field(default_factory=dict)
-    seed: int = 0
-    tolerance: float = 0.1
-    mode: str = "joint"
-    calibration: int | None = None
-    validation: int | None = None
-    sweep: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        models.check_name(self.network)
-        if self.dataset not in datasets.CLASSES:
-            raise ValueError(f"unknown data set {self.dataset!r}: choose one of {', '.join(datasets.CLASSES)}")
-        datasets.check_options(self.dataset, self.data)
-        check_protocol(self.tolerance, self.mode)
-        if not isinstance(self.sweep, list | tuple):
-            raise ValueError(f"experiment: sweep must be a list of layer names, not {self.sweep!r}")
-        object.__setattr__(self, "sweep", tuple(self.sweep))
-        missing = set(self.sweep) - set(matrix_layers(fresh_network(self))) if self.sweep else None
-        if missing:
-            raise ValueError(f"experiment: sweep names layers that {self.network} does not have: {', '.join(missing)}")
-
-    @property
-    def name(self) -> str:
-        """dataset/network, with the seed where it is not 0; where its record lies among others."""
-        return f"{self.dataset}/{self.network}" + (f"-s{self.seed}" if self.seed else "")
-
-    @classmethod
-    def from_dict(cls, content: dict) -> "Experiment":
-        """An experiment from plain values, as `asdict` gives and a profile holds them.
-
-        Raises:
-            ValueError: an unknown or a missing key.
-        """
-        try:
-            recipes = {name: Recipe(**content[name]) for name in ("train", "finetune")}
-            return cls(**content | recipes)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"experiment: {error}") from error
-
-
-@dataclass(frozen=True)
-class Record:
-    """What an experiment measured, as plain data; see `data/README.md` for its keys."""
-
-    content: dict
-
-    def __getitem__(self, key: str):
-        return self.content[key]
-
-    @property
-    def experiment(self) -> Experiment:
-        return Experiment.from_dict(self.content["experiment"])
-
-    @property
-    def plan(self) -> RankPlan:
-        return RankPlan.from_dict(self.content["plan"])
-
-    @property
-    def params_ratio(self) -> float:
-        """Parameters with the useful layers split, as a share of the original's."""
-        return self["cost"]["compact"]["params"] / self["cost"]["original"]["params"]
-
-    @property
-    def macs_ratio(self) -> float:
-        """MACs for one image with the useful layers split, as a share of the original's."""
-        return self["cost"]["compact"]["macs"] / self["cost"]["original"]["macs"]
-
-    def save(self, path: Path | str) -> None:
-        write_json(Path(path), self.content)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Record":
-        """Read a record.
-
-        Raises:
-            ValueError: the file is cut off or no record.
-        """
-        content = read_json(Path(path))
-        if not isinstance(content, dict) or not {"experiment", "plan", "accuracy", "cost"} <= content.keys():
-            raise ValueError(f"{path}: not a record of an experiment")
-        record = cls(content)
-        try:
-            record.experiment, record.plan  # noqa: B018  both parse their part of the content
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a record that this version can read ({error})") from error
-        return record
+from urank.distributed import is_first, join, own_device
+from urank.files import read_json, write_json
+from urank.provenance import VERSIONS_OF, code_digest, digest
+from urank.records import Experiment, Record, check_start, plain
+from urank.stages import STAGES, Work, stage_name, stages_of
 
 
 def run(
-    experiment: Experiment, folder: Path | str, device: str = "auto", progress: bool = True, same_code: bool = False
+    experiment: Experiment,
+    folder: Path | str,
+    device: str = "auto",
+    progress: bool = True,
+    same_code: bool = False,
+    start: Path | str | None = None,
+    deadline: float | None = None,
 ) -> Record:
     """Run `experiment`, or what is left of it, in `folder` and return its record (also written as `record.json`).
 
     Args:
         device: "cpu", "cuda", ... or "auto" for a GPU where there is one.
-        same_code: start again where other code began; default is to go on, as a record says which code ran a stage.
+        same_code: start again where other code began, or from other weights; default is to go on, as a record says
+            which code ran a stage.
+        start: folder of the experiment that this one starts from.
+        deadline: value of `time.monotonic()` after which no stage begins, and no epoch but the first of a fit.
 
     Raises:
-        ValueError: the folder holds another experiment, or a name or option is unknown.
+        ValueError: the folder holds another experiment, a name or option is unknown, or `start` is not the folder of
+            the experiment to start from.
+        OutOfTime: the deadline has passed and something is left; the next call goes on there.
     """
     folder = Path(folder)
     join()
+    weights = starting_weights(experiment, start)
     if is_first():
-        claim(folder, experiment, same_code)
-    work = _Work(experiment, folder, pick_device(device), progress)
-    stages = {stage.__name__.lstrip("_"): work.stage(stage) for stage in STAGES}
+        claim(folder, experiment, same_code, weights)
+    work = Work(experiment, folder, pick_device(device), progress, weights, deadline)
+    stages = {stage_name(stage): work.stage(stage) for stage in stages_of(experiment)}
     record = Record(assemble(experiment, stages))
     record.save(folder / "record.json")
     return record
 
 
-def claim(folder: Path, experiment: Experiment, same_code: bool) -> None:
-    """Write down whose folder this is and which code began it; refuse one that another experiment has begun."""
-    path, content = folder / "experiment.json", dict(definition=plain(asdict(experiment)), code=code_digest())
-    stages = [read_json(file) for stage in STAGES if (file := folder / f"{stage.__name__.lstrip('_')}.json").exists()]
+def starting_weights(experiment: Experiment, start: Path | str | None) -> Path | None:
+    """The file of the weights that `experiment` starts from; None where these are seeded."""
+    if (experiment.start is None) != (start is None):
+        whose = f"the folder of {experiment.start}" if experiment.start else "no folder: its weights are seeded"
+        raise ValueError(f"{experiment.name} starts from {whose}, not from {start}")
+    if start is None:
+        return None
+    start = Path(start)
+    if not (start / "train.json").exists():
+        raise ValueError(f"{experiment.name} starts from {experiment.start}, which has not been trained in {start}")
+    check_start(experiment, Experiment.from_dict(read_json(start / "experiment.json")["definition"]))
+    return start / "original.safetensors"
+
+
+def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path | None = None) -> None:
+    """Write down whose folder this is, which code began it, and from which weights; refuse one begun otherwise."""
+    path, stages = folder / "experiment.json", finished_stages(folder)
+    content = dict(definition=plain(asdict(experiment)), code=code_digest(), start=weights and digest(weights))
     if not stages and not list(folder.glob("*.ckpt")):  # nothing is lost: not even an epoch was finished here
         write_json(path, content)
     begun = read_json(path)
-    if not isinstance(begun, dict) or begun.get("definition") != content["definition"]:
+    if begun_definition(begun) != content["definition"]:
         raise ValueError(
             f"{folder} holds another experiment (see experiment.json there): delete it or name another folder"
         )
-    if same_code and {begun["code"], *(stage["made"]["code"] for stage in stages)} != {content["code"]}:
+    same_start = begun.get("start") == content["start"]
+    codes = {begun["code"], *(stage["made"]["code"] for stage in stages)}
+    if same_code and (codes != {content["code"]} or not same_start):
         shutil.rmtree(folder)
         write_json(path, content)
+    elif not same_start:
+        raise ValueError(f"{folder} was begun from other weights of {experiment.start}: delete it to start again")
 
 
-def code_files() -> list[Path]:
-    """The modules whose code decides what an experiment measures."""
-    package = Path(__file__).parent
-    return sorted(path for path in package.rglob("*.py") if path.relative_to(package).as_posix() not in PRESENTATION)
+def finished_stages(folder: Path) -> list[dict]:
+    return [read_json(file) for stage in STAGES if (file := folder / f"{stage_name(stage)}.json").exists()]
 
 
-@cache
-def code_digest() -> str:
-    """Twelve hexadecimal digits that change with the code an experiment runs; of the code that this process runs."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in code_files())).hexdigest()[:12]
-
-
-def plain(content):
-    """The same content as JSON gives it back: tuples are lists."""
-    if isinstance(content, dict):
-        return {key: plain(value) for key, value in content.items()}
-    return [plain(value) for value in content] if isinstance(content, list | tuple) else content
+def begun_definition(begun: object) -> dict | None:
+    """The definition in an experiment.json, with defaults for what experiments did not have when it was written."""
+    try:
+        return plain(asdict(Experiment.from_dict(begun["definition"])))
+    except (KeyError, TypeError, ValueError):  # whatever it is, it is no experiment
+        return None
 
 
 def pick_device(name: str) -> torch.device:
@@ -220,193 +110,11 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
 
 
-class _Work:
-    """What the stages of one run share: the folder, the device, and the images, loaded when first needed."""
-
-    def __init__(self, experiment: Experiment, folder: Path, device: torch.device, progress: bool):
-        self.experiment, self.folder, self.device, self.progress = experiment, folder, device, progress
-        self._dataset: Dataset | None = None
-
-    def stage(self, compute: Callable[["_Work"], dict]) -> dict:
-        """The stage's result: read where it is there, else computed and written with the seconds it took.
-
-        The checkpoint of a fit goes last, so that no epoch is lost in between.
-        """
-        name = compute.__name__.lstrip("_")
-        path = self.folder / f"{name}.json"
-        missing = not all(file.exists() for file in [path, *(self.folder / left for left in PRODUCES.get(name, []))])
-        if totals(int(missing and is_first()))[0]:  # as the first process sees it
-            start = time.perf_counter()
-            result = compute(self)
-            made = dict(device=describe(self.device), date=datetime.now(UTC).date().isoformat(), code=code_digest())
-            write_json(path, plain(result) | dict(made=made, seconds=round(time.perf_counter() - start, 1)))
-        if is_first():
-            (self.folder / f"{name}.ckpt").unlink(missing_ok=True)
-        wait()
-        return read_json(path)
-
-    @property
-    def dataset(self) -> Dataset:
-        if self._dataset is None:
-            self._dataset = datasets.load(self.experiment.dataset, **self.experiment.data)
-        return self._dataset
-
-    @property
-    def calibration(self) -> Batches:
-        split = self.dataset.train.take(self.experiment.calibration)
-        return self.dataset.batches(split.to(self.device))
-
-    @property
-    def validation(self) -> Batches:
-        split = self.dataset.test.take(self.experiment.validation)
-        return self.dataset.batches(split.to(self.device))
-
-    @property
-    def test(self) -> Batches:
-        return self.dataset.batches(self.dataset.test.to(self.device))
-
-    def fresh(self) -> nn.Module:
-        """The network with its seeded initial weights."""
-        return fresh_network(self.experiment).to(self.device, memory_format=torch.channels_last)
-
-    def original(self) -> nn.Module:
-        """The trained network."""
-        return original_network(self.experiment, self.folder).to(self.device, memory_format=torch.channels_last)
-
-    def plan(self) -> RankPlan:
-        return RankPlan.from_dict(read_json(self.folder / "search.json")["plan"])
-
-    def grams(self) -> dict[str, Tensor]:
-        return calibrated_grams(self.folder, self.device)
-
-    def fit(self, network: nn.Module, recipe: Recipe, stage: str) -> list[dict]:
-        """Fit `network` with a checkpoint that is there only until the stage has ended."""
-        description = f"{self.experiment.name} {stage}"
-        checkpoint = self.folder / f"{stage}.ckpt"
-        return fit(network, self.dataset, recipe, self.experiment.seed, checkpoint, self.device, description)
-
-
-def fresh_network(experiment: Experiment) -> nn.Module:
-    """The network of an experiment with its seeded initial weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.seed)
-        return models.create(experiment.network, datasets.CLASSES[experiment.dataset], experiment.width)
-
-
-def original_network(experiment: Experiment, folder: Path) -> nn.Module:
-    """The trained network that the training stage left in `folder`."""
-    network = fresh_network(experiment)
-    network.load_state_dict(read_weights(folder / "original.safetensors"))
-    return network
-
-
-def calibrated_grams(folder: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """X^T X of every layer that the calibration stage left in `folder`, in the order of the forward pass."""
-    grams = read_weights(folder / "grams.safetensors", device)
-    return {name: grams[name] for name in read_json(folder / "calibrate.json")["layers"]}
-
-
-def _train(work: _Work) -> dict:
-    network = work.fresh()
-    history = work.fit(network, work.experiment.train, "train")
-    write_weights(work.folder / "original.safetensors", network)
-    return dict(history=history, accuracy=evaluate(network, work.test), cost=asdict(count_cost(network)))
-
-
-def _calibrate(work: _Work) -> dict:
-    grams = accumulate_grams(work.original(), work.calibration, progress=work.progress)
-    write_tensors(work.folder / "grams.safetensors", grams)
-    return dict(layers=list(grams), images=len(work.calibration.split))
-
-
-def _search(work: _Work) -> dict:
-    experiment = work.experiment
-    plan = search_ranks(
-        work.original(), work.grams(), work.validation, experiment.tolerance, experiment.mode, progress=work.progress
-    )
-    return dict(plan=plan.to_dict(), mlu=plan.mlu, weight_mlu=plan.weight_mlu)
-
-
-def _decompose(work: _Work) -> dict:
-    projected = project_network(work.original(), work.plan(), work.grams())
-    compact = decompose(projected, work.plan())
-    save_compact(compact, work.plan(), work.folder / "decomposed")
-    return dict(projected=evaluate(projected, work.test), accuracy=evaluate(compact, work.test))
-
-
-def _finetune(work: _Work) -> dict:
-    plan, original = work.plan(), work.original()
-    compact = load_compact(original, work.folder / "decomposed").to(work.device)
-    history = work.fit(compact, work.experiment.finetune, "finetune")
-    save_compact(compact, plan, work.folder / "finetuned")
-    merged = merge_useless(compact, original, plan)
-    return dict(
-        history=history,
-        accuracy=evaluate(compact, work.test),
-        merged_accuracy=evaluate(merged, work.test),
-        cost=asdict(count_cost(merged)),
-        split_cost=asdict(count_cost(compact)),
-    )
-
-
-def _spectra(work: _Work) -> dict:
-    """Singular values of W, W', X and Y of every layer, as Figure 1(a) draws them."""
-    plan, grams, spectra = work.plan(), work.grams(), {}
-    layers = matrix_layers(work.original())
-    for entry in plan.layers:
-        W, gram = weight_matrix(layers[entry.layer]), grams[entry.layer]
-        inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
-        projected = project_weight(W, inputs, outputs, entry.k_s, entry.k_t)
-        spectra[entry.layer] = dict(
-            weight=digits(torch.linalg.svdvals(W)),
-            projected=digits(torch.linalg.svdvals(projected)),
-            inputs=digits(inputs.eigenvalues.sqrt()),
-            outputs=digits(outputs.eigenvalues.sqrt()),
-        )
-    return dict(layers=spectra)
-
-
-def digits(values: Tensor) -> list[float]:
-    """Six significant digits are more than a figure shows and keep a record small."""
-    return [float(f"{value:.6g}") for value in values.tolist()]
-
-
-def _sweep(work: _Work) -> dict:
-    """k_S, accuracy and ||W - W'|| / ||W|| against the input energy, a layer at a time, as in Figure 1(b).
-
-    W' = P_S W here: the output side is left alone.
-    """
-    network, grams = work.original(), work.grams()
-    layers, replay = matrix_layers(network), Replay(network, list(work.validation))
-    rows = []
-    with evaluating(network):
-        for name in (name for name in grams if name in work.experiment.sweep):
-            replay.advance(layers[name])
-            rows += [dict(layer=name) | row for row in sweep_layer(layers[name], grams[name], replay)]
-    return dict(rows=rows)
-
-
-def sweep_layer(layer, gram: Tensor, replay: Replay) -> list[dict]:
-    """One row (energy, k_s, correct, norm_difference) for each of `ENERGIES`; the layer's weight comes back."""
-    W, inputs = weight_matrix(layer), Spectrum.of(gram)
-    rows = []
-    for energy in ENERGIES:
-        k_s = dimension_for_energy(inputs, energy)
-        projected = project_weight(W, inputs, inputs, k_s, W.shape[1])
-        set_weight_matrix(layer, projected)
-        correct = sum(int((logits.argmax(1) == labels).sum()) for logits, labels in replay)
-        difference = torch.linalg.matrix_norm(W - projected) / torch.linalg.matrix_norm(W)
-        rows.append(dict(energy=energy, k_s=k_s, correct=correct, norm_difference=difference.item()))
-    set_weight_matrix(layer, W)
-    return rows
-
-
-STAGES = (_train, _calibrate, _search, _spectra, _sweep, _decompose, _finetune)
-
-
 def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
     """The record's content from the stages' results."""
     train, search, finetune = stages["train"], stages["search"], stages["finetune"]
+    baseline = stages.get("baseline", dict(accuracy=None, history=[]))
+    history = dict(train=train["history"], finetune=finetune["history"], baseline=baseline["history"])
     return dict(
         experiment=plain(asdict(experiment)),
         accuracy=dict(
@@ -415,15 +123,19 @@ def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
             decomposed=stages["decompose"]["accuracy"],
             finetuned=finetune["accuracy"],
             merged=finetune["merged_accuracy"],
+            baseline=baseline["accuracy"],
         ),
         cost=dict(original=train["cost"], compact=finetune["cost"], split=finetune["split_cost"]),
         plan=search["plan"],
+        consulted="held-out training" if experiment.holdout else "test",
         spectra=stages["spectra"]["layers"],
         sweep=stages["sweep"]["rows"],
-        history=dict(train=train["history"], finetune=finetune["history"]),
+        latency=stages["latency"]["rows"],
+        history=history,
         calibration_images=stages["calibrate"]["images"],
-        seconds={name: stage["seconds"] for name, stage in stages.items()}
-        | {"train": seconds_of(train["history"]), "finetune": seconds_of(finetune["history"])},
+        seconds={
+            name: seconds_of(history[name]) if name in history else stage["seconds"] for name, stage in stages.items()
+        },
         made={name: stage["made"] for name, stage in stages.items()},
         versions={package: version(package) for package in VERSIONS_OF} | dict(python=platform.python_version()),
     )
@@ -432,10 +144,3 @@ def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
 def seconds_of(history: list[dict]) -> float:
     """How long a fit took, whatever number of times it was interrupted."""
     return round(sum(epoch["seconds"] for epoch in history), 1)
-
-
-def describe(device: torch.device) -> str:
-    """The processor or GPU, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.cpu.get_capabilities().get('cpu_name') or platform.machine()}, {torch.get_num_threads()} threads"

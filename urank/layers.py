@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from urank.attention import obstacle
+from urank.precision import ieee_float32
 
 MatrixLayer = nn.Linear | nn.Conv2d
 
@@ -278,11 +279,11 @@ def pad(conv: nn.Conv2d, images: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside the block; every module's own mode comes back after it."""
+    """Evaluation mode inside the block, without gradients or TF32; every module's own mode comes back after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ieee_float32():
             yield
     finally:
         for module, mode in modes.items():

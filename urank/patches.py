@@ -16,13 +16,14 @@ saves, X is built some output positions at a time and the upper half of X^T X su
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from urank.precision import full_precision
 
 Interval = tuple[int, int]  # start, stop
 
@@ -219,15 +220,3 @@ def unfolded_products(pixels: Tensor, rows: Axis, columns: Axis) -> Tensor:
         for a in range(0, d, BLOCK):
             G[a : a + BLOCK, a:] += X[a : a + BLOCK] @ X[a:].T
     return G
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """No TF32 and no autocast inside, whatever is set outside."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        matmul.fp32_precision = before

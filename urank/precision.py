@@ -1,8 +1,31 @@
 """In which arithmetic a device multiplies."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No TF32 and no autocast inside, whatever is set outside: float32 is float32."""
+    with ieee_float32(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    """No TF32 inside; cuDNN's convolutions use it unless they are told not to."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    settings = [cuda.matmul, cudnn.conv, cudnn.rnn]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, precision in zip(settings, before):
+            setting.fp32_precision = precision
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -1,18 +1,22 @@
 """Profiles: which experiments are run, at which size. One YAML file each in `profiles/`.
 
-The live results of a profile lie under `runs/PROFILE/DATASET/NETWORK` (the environment variable URANK_RUNS names
-another folder than `runs`), the committed measurements on real images under `data/records/`.
+The live results of a profile lie under `runs/PROFILE/DATASET/NETWORK[@VARIANT][-sSEED]` (the environment variable
+URANK_RUNS names another folder than `runs`), the committed measurements on real images under `data/records/`.
 """
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import yaml
 from torch import Tensor, nn
 
-from urank import experiments
-from urank.experiments import Experiment, Record, run
+from urank import stages
+from urank.experiments import run
+from urank.records import Experiment, Record, check_start
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "data" / "records"
@@ -30,12 +34,57 @@ class Profile:
     experiments: dict[str, Experiment]
     notebooks: dict[str, list[str]]
 
+    def find(self, name: str) -> Experiment:
+        """The experiment called `name`: one that is listed, or a listed one with another seed ("digits10/vgg11-s2").
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name in self.experiments:
+            return self.experiments[name]
+        seed = re.search(r"-s(\d+)$", name)
+        for experiment in self.experiments.values():
+            seeded = self.with_seed(experiment, int(seed[1]) if seed else 0)
+            if seeded.name == name:
+                return seeded
+        raise ValueError(
+            f"profile {self.name!r} has no experiment {name!r}: choose one of {', '.join(self.experiments)}"
+        )
+
+    def with_seed(self, experiment: Experiment, seed: int) -> Experiment:
+        """The same experiment with another seed, starting from what it starts from with that seed."""
+        if experiment.seed == seed:
+            return experiment
+        start = experiment.start and self.with_seed(self.find(experiment.start), seed).name
+        return replace(experiment, seed=seed, start=start)
+
+    def names(self, patterns: Iterable[str] = (), seeds: Iterable[int] = ()) -> list[str]:
+        """The experiments whose names, as dataset/network or network/dataset, match a pattern; default all of them.
+
+        Args:
+            patterns: names, or patterns with "*" and "?".
+            seeds: each experiment with each of these seeds; default the seeds that are listed.
+
+        Raises:
+            ValueError: nothing matches a pattern.
+        """
+        matching = [name for pattern in patterns or ["*"] for name in self._matching(pattern)]
+        if seeds:
+            matching = [self.with_seed(self.find(name), seed).name for name in matching for seed in seeds]
+        return list(dict.fromkeys(matching))
+
+    def _matching(self, pattern: str) -> list[str]:
+        forms = {name: [name, "/".join(reversed(name.split("/", 1)))] for name in self.experiments}
+        matching = [name for name, both in forms.items() if any(fnmatchcase(form, pattern) for form in both)]
+        return matching or [self.find(pattern).name]
+
 
 def load_profile(name: str) -> Profile:
     """Read `profiles/NAME.yaml`.
 
     Raises:
-        ValueError: no such profile, not YAML, an unknown key, notebook or experiment, or two experiments of one name.
+        ValueError: no such profile, not YAML, an unknown key, notebook or experiment, two experiments of one name, or
+            an experiment that cannot start from what it says.
     """
     path = ROOT / "profiles" / f"{name}.yaml"
     if not path.exists():
@@ -57,7 +106,8 @@ def parse_profile(name: str, content: object) -> Profile:
     listed = [Experiment.from_dict(entry) for entry in content["experiments"]]
     by_name = {experiment.name: experiment for experiment in listed}
     if len(by_name) < len(listed):
-        raise ValueError("two experiments have the same data set, network and seed")
+        raise ValueError("two experiments have the same data set, network, variant and seed")
+    check_starts(by_name)
     for notebook, shown in content["notebooks"].items():
         if not (ROOT / "notebooks" / f"{notebook}.ipynb").exists():
             raise ValueError(f"there is no notebook {notebook!r} in notebooks/")
@@ -68,21 +118,54 @@ def parse_profile(name: str, content: object) -> Profile:
     return Profile(name, by_name, content["notebooks"])
 
 
+def check_starts(by_name: dict[str, Experiment]) -> None:
+    """Follow every experiment to the one that starts from seeded weights; refuse an unknown start, and a circle."""
+    for experiment in by_name.values():
+        path = [experiment.name]
+        while (start := by_name[path[-1]].start) is not None:
+            if start not in by_name:
+                raise ValueError(f"{path[-1]!r} starts from {start!r}, which the profile does not run")
+            if start in path:
+                raise ValueError(f"experiments start from each other: {' from '.join([*path, start])}")
+            check_start(by_name[path[-1]], by_name[start])
+            path.append(start)
+
+
 def run_folder(profile: str, name: str) -> Path:
     """Where the stages and the record of one experiment of a profile lie."""
     return runs_folder() / profile / name
 
 
-def reproduce(profile: str, name: str, device: str = "auto", same_code: bool = False) -> Record:
+def reproduce(
+    profile: str, name: str, device: str = "auto", same_code: bool = False, deadline: float | None = None
+) -> Record:
     """Run one experiment of a profile, or read its record where it has been run (see `experiments.run`).
+
+    What it starts from is run first.
 
     Raises:
         ValueError: the profile has no experiment of this name.
+        OutOfTime: the deadline has passed and something is left.
     """
-    by_name = load_profile(profile).experiments
-    if name not in by_name:
-        raise ValueError(f"profile {profile!r} has no experiment {name!r}: choose one of {', '.join(by_name)}")
-    return run(by_name[name], run_folder(profile, name), device, same_code=same_code)
+    experiment, start = load_profile(profile).find(name), None
+    if experiment.start is not None:
+        reproduce(profile, experiment.start, device, same_code, deadline)
+        start = run_folder(profile, experiment.start)
+    folder = run_folder(profile, name)
+    return run(experiment, folder, device, same_code=same_code, start=start, deadline=deadline)
+
+
+def publish(profile: str, name: str) -> Path:
+    """Copy the record of an experiment that has been run to `data/records/`, and return where it lies now.
+
+    Raises:
+        ValueError: it has not been run to its end.
+    """
+    source, target = run_folder(profile, name) / "record.json", RECORDS / f"{name}.json"
+    if not source.exists():
+        raise ValueError(f"{source}: {name} has no record yet; run it to its end first")
+    Record.load(source).save(target)
+    return target
 
 
 def live_records(profile: str, notebook: str) -> list[Record]:
@@ -95,12 +178,12 @@ def live_records(profile: str, notebook: str) -> list[Record]:
 
 def trained_network(profile: str, record: Record) -> nn.Module:
     """The trained network behind a live record, on the CPU."""
-    return experiments.original_network(record.experiment, run_folder(profile, record.experiment.name))
+    return stages.original_network(record.experiment, run_folder(profile, record.experiment.name))
 
 
 def calibrated_grams(profile: str, record: Record) -> dict[str, Tensor]:
     """X^T X of its layers, in the order of the forward pass, on the CPU."""
-    return experiments.calibrated_grams(run_folder(profile, record.experiment.name))
+    return stages.calibrated_grams(run_folder(profile, record.experiment.name))
 
 
 def recorded(pattern: str = "*/*") -> list[Record]:

@@ -13,12 +13,12 @@ from pandas.io.formats.style import Styler
 
 from urank import models, paper, profiles
 from urank.attention import explicit_attention
-from urank.experiments import Record
 from urank.figures.contrasts import variant
 from urank.figures.snapshot import peak_layer
 from urank.figures.style import styled
 from urank.figures.tables import SAME, grouped, measured_row
 from urank.layers import matrix_layers, weight_matrix
+from urank.records import Record
 
 # How far a measured number may be from the paper's: green up to the first, amber up to the second, red beyond.
 MARGINS = {

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from urank.distributed import processes, total
 from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers, watch_inputs
-from urank.patches import assemble_gram, full_precision, patch_products
+from urank.patches import assemble_gram, patch_products
+from urank.precision import full_precision
 
 FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # CUDA compute capabilities: P100, V100, A100, H100, B200
 ROWS = 4096  # rows multiplied at once: the rounding of float32 products grows with their number

@@ -5,7 +5,8 @@
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
 from urank.datasets import Dataset
-from urank.distributed import is_first, processes, total
+from urank.distributed import is_first, processes, total, totals
 from urank.files import read_checkpoint, write_checkpoint
+from urank.layers import evaluating, matrix_layers, watch_inputs
 from urank.precision import autocast
 from urank.search import Validation
 
@@ -45,6 +47,7 @@ class Recipe:
         ema_decay: decay of an exponential moving average of the weights, which is then what `fit` leaves in the
             network; None for none.
         precision: "auto" is bfloat16 autocast where the device multiplies it in hardware, else float32.
+        compile: run the network through `torch.compile`; a minute or so at the start, for fits much longer than that.
     """
 
     epochs: int
@@ -60,6 +63,7 @@ class Recipe:
     flip: bool = True
     ema_decay: float | None = None
     precision: str = "auto"
+    compile: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -83,6 +87,18 @@ class Recipe:
             raise ValueError(f"recipe: schedule is 'one_cycle' or 'multistep', not {self.schedule!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"recipe: precision is 'auto', 'float32' or 'bfloat16', not {self.precision!r}")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"recipe: compile is true or false, not {self.compile!r}")
+
+
+class OutOfTime(Exception):
+    """The time allowed is over. What was finished is on disk; the message says what was not."""
+
+
+def check_time(deadline: float | None, left: str) -> None:
+    """Raise `OutOfTime(left)` once `time.monotonic()` has passed `deadline`, in all processes as soon as in one."""
+    if totals(int(deadline is not None and time.monotonic() >= deadline))[0]:
+        raise OutOfTime(left)
 
 
 def fit(
@@ -93,6 +109,8 @@ def fit(
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     description: str = "training",
+    part: str = "",
+    deadline: float | None = None,
 ) -> list[dict]:
     """Fit `model` in place on `dataset.train` and return a row (epoch, loss, accuracy, seconds) an epoch.
 
@@ -101,12 +119,39 @@ def fit(
 
     Args:
         checkpoint: file that is rewritten after every epoch and from which an interrupted fit goes on.
+        part: path of the module that is fitted, by default the whole network. What is outside it keeps its
+            parameters and is in evaluation mode: batch norm keeps its statistics, dropout drops nothing.
+        deadline: value of `time.monotonic()` after which no epoch begins but the first of this call.
 
     Raises:
         ValueError: fewer training images than one batch, images no larger than the crop's shift, or a checkpoint that
             another recipe or seed wrote.
         FloatingPointError: the loss is no longer finite.
+        OutOfTime: the deadline has passed and epochs are left.
     """
+    check_images(dataset, recipe)
+    model.to(device, memory_format=torch.channels_last)
+    train = dataset.train.to(device)
+    # Every epoch seeds torch's generators, which are the caller's.
+    with fitting_only(model, part), torch.random.fork_rng():
+        run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed, part=part)
+        if checkpoint is not None and checkpoint.exists():
+            run.restore(checkpoint, device)
+        for epoch in range(len(run.history), recipe.epochs):
+            start = time.perf_counter()
+            loss, accuracy = run.epoch(dataset, train, epoch, description)
+            run.history.append(dict(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start))
+            if checkpoint is not None:
+                run.save(checkpoint)
+            if left := recipe.epochs - epoch - 1:
+                check_time(deadline, f"{description} has {left} of {recipe.epochs} epochs left")
+    if run.ema is not None:
+        model.load_state_dict(run.ema.module.state_dict())
+    return run.history
+
+
+def check_images(dataset: Dataset, recipe: Recipe) -> None:
+    """Refuse training images that `recipe` cannot be followed with."""
     if len(dataset.train) < recipe.batch_size:
         raise ValueError(
             f"{dataset.name}: {len(dataset.train)} training images do not fill a batch of {recipe.batch_size}"
@@ -115,21 +160,28 @@ def fit(
         raise ValueError(f"a batch of {recipe.batch_size} cannot be shared evenly among {processes()[1]} processes")
     if recipe.crop >= min(dataset.train.images.shape[2:]):
         raise ValueError(f"{dataset.name}: a crop may shift by less than an image's side, not by {recipe.crop} pixels")
-    model.to(device, memory_format=torch.channels_last)
-    run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed)
-    if checkpoint is not None and checkpoint.exists():
-        run.restore(checkpoint, device)
-    train = dataset.train.to(device)
-    with torch.random.fork_rng():  # every epoch seeds torch's generators, which are the caller's
-        for epoch in range(len(run.history), recipe.epochs):
-            start = time.perf_counter()
-            loss, accuracy = run.epoch(dataset, train, epoch, description)
-            run.history.append(dict(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start))
-            if checkpoint is not None:
-                run.save(checkpoint)
-    if run.ema is not None:
-        model.load_state_dict(run.ema.module.state_dict())
-    return run.history
+
+
+@contextmanager
+def fitting_only(model: nn.Module, part: str) -> Iterator[None]:
+    """Inside the block no parameter outside the module at path `part` asks for a gradient; after it, as before."""
+    own = set(model.get_submodule(part).parameters())
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in own]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def last_layer(model: nn.Module, images: Tensor) -> str:
+    """The path of the matrix layer by whose weight the forward pass multiplies last: the classifier."""
+    order: list[str] = []
+    with evaluating(model):
+        watch_inputs(model, images, matrix_layers(model), lambda name, *_: order.append(name))
+    return order[-1]
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -141,9 +193,11 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
 class _Run:
     """The state of a fit between two epochs: weights, optimizer, schedule, moving average, history."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, steps: int, seed: int):
-        self.model, self.recipe, self.steps, self.seed = model, recipe, steps, seed
+    def __init__(self, model: nn.Module, recipe: Recipe, steps: int, seed: int, part: str):
+        self.model, self.recipe, self.steps, self.seed, self.part = model, recipe, steps, seed, part
         self.forward = DistributedDataParallel(model) if processes()[1] > 1 else model  # averages the gradients
+        if recipe.compile:  # a wrapper: the weights, and so checkpoints and averages, stay those of `model`
+            self.forward = torch.compile(self.forward)
         groups = param_groups_weight_decay(model, recipe.weight_decay)
         self.optimizer = torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
         self.schedule = make_schedule(self.optimizer, recipe, steps)
@@ -151,7 +205,7 @@ class _Run:
         self.history: list[dict] = []
 
     def epoch(self, dataset: Dataset, train, epoch: int, description: str) -> tuple[float, float]:
-        self.model.train()
+        self.model.eval().get_submodule(self.part).train()
         device, (number, count) = train.images.device, processes()
         torch.manual_seed(epoch_seed(self.seed, epoch) + number)  # for networks that draw, by dropout say
         generator = torch.Generator(device).manual_seed(epoch_seed(self.seed, epoch))
@@ -190,7 +244,10 @@ class _Run:
 
     def _identity(self) -> dict:
         shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
-        return dict(recipe=asdict(self.recipe), seed=self.seed, steps=self.steps, shapes=shapes)
+        recipe = asdict(self.recipe)
+        del recipe["compile"]  # decides how fast, not what is fitted
+        identity = dict(recipe=recipe, seed=self.seed, steps=self.steps, shapes=shapes)
+        return identity | dict(part=self.part) if self.part else identity
 
     def save(self, path: Path) -> None:
         state = {name: part.state_dict() for name, part in self._stateful().items()}

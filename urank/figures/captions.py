@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from urank import datasets, paper
-from urank.experiments import Record
 from urank.figures.contrasts import training, variant
 from urank.figures.tables import baseline
+from urank.records import Record
 
 
 def table1_caption(records: Sequence[Record]) -> str:

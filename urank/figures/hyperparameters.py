@@ -8,8 +8,8 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from urank import paper
-from urank.experiments import Experiment
 from urank.figures.style import styled
+from urank.records import Experiment
 
 HEADS = ("transformers, ImageNet", "ResNets, ImageNet", "CIFAR")  # inferred: the printed heads are not recovered
 WRONG = "background-color: #f6d5d0; color: #6b1a10"

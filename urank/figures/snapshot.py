@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from urank.experiments import Record
 from urank.figures.contrasts import label
 from urank.figures.style import COLORS, STYLE, closed
+from urank.records import Record
 
 
 def snapshot(records: Sequence[Record], title: str = "") -> Figure:

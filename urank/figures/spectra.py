@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from urank.experiments import Record
 from urank.figures.style import COLORS, STYLE, closed
+from urank.records import Record
 
 
 def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:

@@ -6,9 +6,9 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from urank import paper
-from urank.experiments import Record
 from urank.figures.contrasts import training, variant
 from urank.figures.style import styled
+from urank.records import Record
 
 COLUMNS = {
     "original_top1": "original %",

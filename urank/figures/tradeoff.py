@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from urank.experiments import Record
 from urank.figures.contrasts import label
 from urank.figures.snapshot import millions
 from urank.figures.style import COLORS, STYLE, closed
+from urank.records import Record
 
 LARGEST = 900  # area of the largest bubble, in square points
 GREY = "#777777"

@@ -14,10 +14,7 @@ def vit(classes: int = 10, width: float = 1.0) -> VisionTransformer:
     Args:
         width: factor on the number of heads, 6, each of 32 features.
     """
-    heads = scaled(6, width)
-    return VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=32 * heads, depth=6, num_heads=heads, num_classes=classes
-    )
+    return on_patches(32, scaled(6, width), depth=6, classes=classes)
 
 
 def deit(classes: int = 10, width: float = 1.0) -> VisionTransformer:
@@ -28,9 +25,13 @@ def deit(classes: int = 10, width: float = 1.0) -> VisionTransformer:
     Args:
         width: factor on the number of heads, 3, each of 64 features.
     """
-    heads = scaled(3, width)
+    return on_patches(64, scaled(3, width), depth=12, classes=classes)
+
+
+def on_patches(features: int, heads: int, depth: int, classes: int) -> VisionTransformer:
+    """Patches of 4 x 4; `features` a head."""
     return VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=64 * heads, depth=12, num_heads=heads, num_classes=classes
+        img_size=32, patch_size=4, embed_dim=features * heads, depth=depth, num_heads=heads, num_classes=classes
     )
 
 

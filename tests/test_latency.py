@@ -1,0 +1,40 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from urank.latency import LEAST, images_per_second
+
+
+class Slow(nn.Module):
+    """Takes `seconds` a pass, and notes the name of each."""
+
+    def __init__(self, name, seconds, passes):
+        super().__init__()
+        self.name, self.seconds, self.passes = name, seconds, passes
+
+    def forward(self, images):
+        assert not self.training and torch.is_inference_mode_enabled()
+        self.passes.append(self.name)
+        time.sleep(self.seconds)
+        return images
+
+
+def test_is_images_over_seconds():
+    networks = dict(one=Slow("one", 0.01, []), three=Slow("three", 0.03, []))
+    speeds = images_per_second(networks, torch.zeros(4, 3, 8, 8), seconds=0.2)
+    assert speeds["one"] == pytest.approx(4 / 0.01, rel=0.2)
+    assert speeds["one"] / speeds["three"] == pytest.approx(3, rel=0.2)
+
+
+def test_networks_take_turns():
+    passes = []
+    images_per_second({name: Slow(name, 0.001, passes) for name in "ab"}, torch.zeros(1, 1), seconds=0.05)
+    assert passes == ["a", "b"] * (len(passes) // 2) and len(passes) > 10
+
+
+def test_a_slow_network_is_timed_a_few_times():
+    passes = []
+    images_per_second({"a": Slow("a", 0.05, passes)}, torch.zeros(1, 1), seconds=0.0)
+    assert len(passes) == 1 + LEAST

@@ -1,0 +1,85 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import urank
+from benchmarks import speed as script
+from urank import speed
+
+
+def tiny(*_, **__):
+    """In place of the benchmark's own networks, which take longer to train."""
+    digits = urank.datasets.load("digits10", train=200, test=60)
+    torch.manual_seed(0)
+    model = urank.create("vgg11", 10, 0.06)
+    urank.fit(model, digits, urank.Recipe(epochs=2, batch_size=20, lr=0.03, crop=2, flip=False))
+    return model.eval(), digits
+
+
+def test_both_sides_of_every_gram_matrix_agree():
+    frame = pd.DataFrame(script.grams_part(4, width=0.06))
+    assert len(frame) == 8 and frame["same"].all()
+    assert "features.0, 3 channels, 32 x 32" in speed.table(frame, "Gram matrix").to_html()
+
+
+def test_the_naive_search_is_this_packages(monkeypatch):
+    """Equal plans; the ratio is not tested, nor could it be."""
+    monkeypatch.setitem(script.SEARCHES, "vgg11", (0.06, 60))
+    monkeypatch.setattr(script, "trained", tiny)
+    [row, *_] = script.search_part("vgg11", None)
+    assert row["same"] and row["probes"] > 30 and row["images"] == 60
+
+
+def test_the_command_writes_what_the_page_reads(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "trained", tiny)
+    script.main(only=["approximations"], images=60, out=tmp_path / "speed.json")
+    rows, hardware = speed.benchmark(tmp_path / "speed.json")
+    assert rows["what"].tolist() == ["bfloat16 alone", "sequential test", "warm start"]
+    assert rows["mlu"].between(0, 100).all() and hardware["cores"] >= 1
+    html = speed.table(rows, "approximation", speed.APPROXIMATION).to_html()
+    assert html.count("<tr>") == 4 and "sequential test" in html and "sequential test" in capsys.readouterr().out
+    assert html == speed.table(rows, "approximation", speed.APPROXIMATION).to_html()  # no random identifier
+
+
+def test_a_whole_search_is_timed():
+    """The part for GPUs, on a small ViT and the CPU."""
+    torch.manual_seed(0)
+    model = urank.create("vit", width=0.17)
+    row = script.whole_search("small", model, (3, 32, 32), 20)
+    assert row["layers"] == 6 * 4 + 2 and row["probes"] > row["failed"] > 0
+    assert row["images_per_second"] == pytest.approx(row["probes"] * 20 / row["seconds"], rel=0.2)
+
+
+def test_an_unknown_part_is_named(tmp_path):
+    with pytest.raises(Exception, match="no part grams2"):
+        script.main(only=["grams2"], images=4, out=tmp_path / "speed.json")
+
+
+def scaled(network, width, images, layers, seconds):
+    return dict(
+        part="scaling", network=network, width=width, images=images, layers=layers, processor=seconds, seconds=seconds
+    )
+
+
+def test_exponents_are_those_of_the_powers_that_were_put_in():
+    rows = pd.DataFrame(
+        [scaled("a", 0.25, n, 9, 3.0 * n) for n in (100, 200, 400)]
+        + [scaled("a", w, 100, 9, 300 * (w / 0.25) ** 2) for w in (0.125, 0.5)]
+        + [scaled(f"b{depth}", 0.25, 100, depth, 300 * np.sqrt(depth / 9)) for depth in (16, 25)]
+    )
+    powers = {name: speed.exponent(frame[name], frame["processor"]) for name, frame in speed.series(rows).items()}
+    assert powers == pytest.approx(dict(images=1, width=2, layers=0.5))
+    figure = speed.scaling(rows)
+    assert [axis.get_title() for axis in figure.axes] == [
+        "grows as images$^{1.0}$", "grows as width$^{2.0}$", "grows as layers$^{0.5}$"
+    ]  # fmt: skip
+
+
+def test_a_table_without_its_rows_is_empty(tmp_path):
+    path = tmp_path / "speed.json"
+    path.write_text(json.dumps(dict(hardware={}, rows=[scaled("a", 1, 1, 1, 1) | dict.fromkeys(speed.RATIOS, 1)])))
+    frame, _ = speed.benchmark(path)
+    assert "<td" not in speed.table(frame, "delve").to_html()

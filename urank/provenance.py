@@ -1,0 +1,44 @@
+"""Which code measured a thing, and on which machine."""
+
+import hashlib
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+
+# Modules of the package that no measurement depends on.
+PRESENTATION = (
+    "figures", "paper", "speed", "surveys", "status", "discrepancies", "transformer_cost", "profiles", "cli",
+    "__init__", "__main__",
+)  # fmt: skip
+VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
+
+
+def code_files() -> list[Path]:
+    """The modules whose code decides what an experiment measures."""
+    package = Path(__file__).parent
+    return sorted(path for path in package.rglob("*.py") if top_level(path.relative_to(package)) not in PRESENTATION)
+
+
+def top_level(path: Path) -> str:
+    """The module or folder of the package that a file belongs to."""
+    return path.parts[0].removesuffix(".py")
+
+
+@cache
+def code_digest() -> str:
+    """Twelve hexadecimal digits that change with the code an experiment runs; of the code that this process runs."""
+    return digest(*code_files())
+
+
+def digest(*paths: Path) -> str:
+    """Twelve hexadecimal digits that change with the content of the files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+
+def describe(device: torch.device) -> str:
+    """The processor or GPU, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.cpu.get_capabilities().get('cpu_name') or platform.machine()}, {torch.get_num_threads()} threads"

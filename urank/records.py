@@ -1,0 +1,183 @@
+"""What is run and what it measured, as plain data."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from urank import datasets, models
+from urank.files import read_json, write_json
+from urank.layers import matrix_layers
+from urank.plan import RankPlan
+from urank.search import check_protocol
+from urank.training import Recipe
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run: a network, a data set, how it is trained, measured and fine-tuned.
+
+    Attributes:
+        network, width: a name that `models.create` knows and the factor on its channels.
+        dataset, data: a name that `datasets.load` knows, and options for it.
+        train, finetune: recipes; `train` fits the original network, `finetune` the decomposed one.
+        seed: of the weights, of the order of images and of their augmentation.
+        tolerance, mode: of `search_ranks`.
+        calibration: how many training images the Gram matrices are summed over; None for all.
+        validation: how many of the images that the search consults it is given; None for all.
+        sweep: layers whose input-energy threshold is swept for Figure 1(b).
+        variant: tells experiments of one network and data set apart; part of the name.
+        start: name of the experiment whose trained network this one starts from, instead of seeded weights. Both have
+            one network and width; a classifier for another number of classes starts from seeded weights. With
+            `train.epochs` 0 the network is taken as it is.
+        trainable: what `train` fits: "all", or "head", the last layer alone (a linear probe). Fine-tuning fits all.
+        holdout: how many of the last training images are kept from training and calibration, for the search to
+            consult; with 0 it consults test images, the very ones that accuracies are reported on.
+        baseline: fine-tune the original network as well, by the same recipe, for a fair comparison.
+    """
+
+    network: str
+    dataset: str
+    train: Recipe
+    finetune: Recipe
+    width: float = 1.0
+    data: dict = field(default_factory=dict)
+    seed: int = 0
+    tolerance: float = 0.1
+    mode: str = "joint"
+    calibration: int | None = None
+    validation: int | None = None
+    sweep: tuple[str, ...] = ()
+    variant: str = ""
+    start: str | None = None
+    trainable: str = "all"
+    holdout: int = 0
+    baseline: bool = True
+
+    def __post_init__(self):
+        models.check_name(self.network)
+        if self.dataset not in datasets.CLASSES:
+            raise ValueError(f"unknown data set {self.dataset!r}: choose one of {', '.join(datasets.CLASSES)}")
+        datasets.check_options(self.dataset, self.data)
+        check_protocol(self.tolerance, self.mode)
+        if not isinstance(self.sweep, list | tuple):
+            raise ValueError(f"experiment: sweep must be a list of layer names, not {self.sweep!r}")
+        object.__setattr__(self, "sweep", tuple(self.sweep))
+        missing = set(self.sweep) - set(matrix_layers(fresh_network(self))) if self.sweep else None
+        if missing:
+            raise ValueError(f"experiment: sweep names layers that {self.network} does not have: {', '.join(missing)}")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        if not isinstance(self.variant, str) or not re.fullmatch(r"[A-Za-z0-9._-]*(?<!-s\d)", self.variant):
+            raise ValueError(
+                f"experiment: variant is a text of letters, digits, '.', '_' and '-' that does not end like a seed "
+                f"(-s1), not {self.variant!r}"
+            )
+        if not isinstance(self.start, str | None):
+            raise ValueError(f"experiment: start is the name of an experiment, not {self.start!r}")
+        if self.trainable not in ("all", "head"):
+            raise ValueError(f"experiment: trainable is 'all' or 'head', not {self.trainable!r}")
+        if type(self.holdout) is not int or self.holdout < 0:
+            raise ValueError(f"experiment: holdout is a number of training images, not {self.holdout!r}")
+        if not isinstance(self.baseline, bool):
+            raise ValueError(f"experiment: baseline is true or false, not {self.baseline!r}")
+
+    @property
+    def name(self) -> str:
+        """dataset/network@variant-sSEED, without an empty variant or seed 0; where its record lies among others."""
+        variant = f"@{self.variant}" if self.variant else ""
+        return f"{self.dataset}/{self.network}{variant}" + (f"-s{self.seed}" if self.seed else "")
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "Experiment":
+        """An experiment from plain values, as `asdict` gives and a profile holds them; defaults where they are silent.
+
+        Raises:
+            ValueError: an unknown or a missing key.
+        """
+        try:
+            recipes = {name: Recipe(**content[name]) for name in ("train", "finetune")}
+            return cls(**content | recipes)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"experiment: {error}") from error
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an experiment measured, as plain data; see `data/README.md` for its keys."""
+
+    content: dict
+
+    def __getitem__(self, key: str):
+        return self.content[key]
+
+    @property
+    def experiment(self) -> Experiment:
+        return Experiment.from_dict(self.content["experiment"])
+
+    @property
+    def plan(self) -> RankPlan:
+        return RankPlan.from_dict(self.content["plan"])
+
+    @property
+    def params_ratio(self) -> float:
+        """Parameters with the useful layers split, as a share of the original's."""
+        return self["cost"]["compact"]["params"] / self["cost"]["original"]["params"]
+
+    @property
+    def macs_ratio(self) -> float:
+        """MACs for one image with the useful layers split, as a share of the original's."""
+        return self["cost"]["compact"]["macs"] / self["cost"]["original"]["macs"]
+
+    def save(self, path: Path | str) -> None:
+        write_json(Path(path), self.content)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Record":
+        """Read a record.
+
+        Raises:
+            ValueError: the file is cut off or no record.
+        """
+        content = read_json(Path(path))
+        if not isinstance(content, dict) or not {"experiment", "plan", "accuracy", "cost"} <= content.keys():
+            raise ValueError(f"{path}: not a record of an experiment")
+        record = cls(content)
+        try:
+            record.experiment, record.plan  # noqa: B018  both parse their part of the content
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a record that this version can read ({error})") from error
+        return record
+
+
+def fresh_network(experiment: Experiment) -> nn.Module:
+    """The network of an experiment with its seeded initial weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        return models.create(experiment.network, datasets.CLASSES[experiment.dataset], experiment.width)
+
+
+def check_start(experiment: Experiment, start: Experiment) -> None:
+    """Refuse to start `experiment` from the trained network of `start` where it cannot be, or would mislead."""
+    if start.name != experiment.start:
+        raise ValueError(f"{experiment.name} starts from {experiment.start}, not from {start.name}")
+    if (start.network, start.width) != (experiment.network, experiment.width):
+        raise ValueError(
+            f"{experiment.name} is a {experiment.network} of width {experiment.width:g}: it cannot start from "
+            f"{start.name}, a {start.network} of width {start.width:g}"
+        )
+    if start.dataset == experiment.dataset and start.holdout < experiment.holdout:
+        raise ValueError(
+            f"{experiment.name} holds out {experiment.holdout} images, on some of which {start.name} was trained: let "
+            "that hold out as many"
+        )
+
+
+def plain(content):
+    """The same content as JSON gives it back: tuples are lists."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    return [plain(value) for value in content] if isinstance(content, list | tuple) else content

@@ -1,0 +1,76 @@
+"""What the last committed benchmark measured (`make bench`), as tables and a figure."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from urank.files import read_json
+
+BENCHMARK = Path(__file__).parent.parent / "data" / "benchmarks" / "speed.json"
+RATIOS = {
+    "what": "what",
+    "ratio": "times faster",
+    "processor_ratio": "times less processor time",
+    "same": "same result",
+    "naive_seconds": "naive, s",
+    "seconds": "this package, s",
+    "peak_mib": "memory, MiB",
+}
+SEARCH = RATIOS | {"images": "images", "probes": "probes", "failed": "failed"}
+APPROXIMATION = RATIOS | {
+    "mlu_exact": "MLU exact %",
+    "mlu": "MLU %",
+    "largest_rank_difference": "largest change of a rank",
+}
+
+
+def benchmark(path: Path = BENCHMARK) -> tuple[pd.DataFrame, dict]:
+    """The rows and the hardware of a benchmark that `benchmarks/speed.py` wrote."""
+    content = read_json(path)
+    return pd.DataFrame(content["rows"]), content["hardware"]
+
+
+def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> Styler:
+    """One part of the benchmark, a row a comparison; `columns` from the rows' names to those on the page."""
+    chosen = rows.loc[rows["part"] == part, list(columns)].rename(columns=columns)
+    numbers = chosen.select_dtypes("number").columns
+    formats = {name: "{:.1f}" if (chosen[name] % 1).any() else "{:.0f}" for name in numbers}
+    styles = [{"selector": "th, td", "props": "padding: 0.2em 0.7em"}]
+    return (
+        chosen.style.format(formats, na_rep="–").hide(axis="index").set_table_styles(styles).set_uuid(part.split()[0])
+    )
+
+
+def exponent(x: pd.Series, y: pd.Series) -> float:
+    """The slope of log y against log x: y grows as x to this power."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The scaling rows in which only the number of images, the width or the depth differs, by which."""
+    scaling = rows[rows["part"] == "scaling"]
+    base = scaling.iloc[0]
+    same = {name: scaling[name] == base[name] for name in ("network", "width", "images")}
+    return {
+        "images": scaling[same["network"] & same["width"]].sort_values("images"),
+        "width": scaling[same["network"] & same["images"]].sort_values("width"),
+        "layers": scaling[same["width"] & same["images"]].sort_values("layers"),
+    }
+
+
+def scaling(rows: pd.DataFrame) -> Figure:
+    """Processor seconds of the exact search against images, width and layers, with the fitted power of each."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained", facecolor="white")
+    for axis, (name, frame) in zip(axes, series(rows).items()):
+        power = exponent(frame[name], frame["processor"])
+        axis.plot(frame[name], frame["processor"], "o-", color="#0072B2")
+        axis.set(xscale="log", yscale="log", xlabel=name, title=f"grows as {name}$^{{{power:.1f}}}$")
+        axis.set_xticks(frame[name], [f"{value:g}" for value in frame[name]])
+        axis.minorticks_off()
+    axes[0].set_ylabel("processor seconds")
+    plt.close(figure)
+    return figure

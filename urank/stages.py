@@ -1,0 +1,314 @@
+"""The stages of an experiment: train, calibrate, search, decompose, fine-tune, time.
+
+Every stage writes its result into the experiment's folder, weights first and a JSON file last, each file whole or
+absent. A stage whose JSON file is there is not computed again, so a run that was killed goes on where it stopped.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from urank import datasets
+from urank.datasets import SIDE, Batches, Dataset, Split
+from urank.decompose import count_cost, decompose, load_compact, merge_useless, project_network, save_compact
+from urank.distributed import is_first, totals, wait
+from urank.files import read_json, read_weights, write_json, write_tensors, write_weights
+from urank.latency import images_per_second
+from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
+from urank.plan import RankPlan
+from urank.precision import has_fast_bfloat16
+from urank.provenance import code_digest, describe
+from urank.records import Experiment, fresh_network, plain
+from urank.replay import Replay
+from urank.search import search_ranks
+from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
+from urank.training import Recipe, check_time, evaluate, fit, last_layer
+from urank.utilization import project_weight
+
+ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
+# The weights and matrices that a stage leaves beside its JSON file.
+PRODUCES = {
+    "train": ["original.safetensors"],
+    "calibrate": ["grams.safetensors"],
+    "decompose": ["decomposed/weights.safetensors", "decomposed/plan.json"],
+    "finetune": ["finetuned/weights.safetensors", "finetuned/plan.json"],
+}
+BATCH_SIZES = (1, 256)  # at which the networks are timed
+
+
+class Work:
+    """What the stages of one run share: the folder, the device, and the images, loaded when first needed."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        device: torch.device,
+        progress: bool,
+        weights: Path | None,
+        deadline: float | None,
+    ):
+        self.experiment, self.folder, self.device, self.progress = experiment, folder, device, progress
+        self.weights, self.deadline = weights, deadline
+        self._images: tuple[Dataset, Split] | None = None
+
+    def stage(self, compute: Callable[["Work"], dict]) -> dict:
+        """The stage's result: read where it is there, else computed and written with the seconds it took.
+
+        The checkpoint of a fit goes last, so that no epoch is lost in between.
+        """
+        name = stage_name(compute)
+        path = self.folder / f"{name}.json"
+        missing = not all(file.exists() for file in [path, *(self.folder / left for left in PRODUCES.get(name, []))])
+        if totals(int(missing and is_first()))[0]:  # as the first process sees it
+            check_time(self.deadline, f"{self.experiment.name} has its stage {name} ahead")
+            start = time.perf_counter()
+            result = compute(self)
+            made = dict(device=describe(self.device), date=datetime.now(UTC).date().isoformat(), code=code_digest())
+            write_json(path, plain(result) | dict(made=made, seconds=round(time.perf_counter() - start, 1)))
+        if is_first():
+            (self.folder / f"{name}.ckpt").unlink(missing_ok=True)
+        wait()
+        return read_json(path)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images, without those held out."""
+        return self._loaded()[0]
+
+    @property
+    def consulted(self) -> Split:
+        """The images that a search may consult."""
+        return self._loaded()[1]
+
+    def _loaded(self) -> tuple[Dataset, Split]:
+        if self._images is None:
+            dataset = datasets.load(self.experiment.dataset, **self.experiment.data)
+            held_out = self.experiment.holdout
+            self._images = hold_out(dataset, held_out) if held_out else (dataset, dataset.test)
+        return self._images
+
+    @property
+    def calibration(self) -> Batches:
+        split = self.dataset.train.take(self.experiment.calibration)
+        return self.dataset.batches(split.to(self.device))
+
+    @property
+    def validation(self) -> Batches:
+        split = self.consulted.take(self.experiment.validation)
+        return self.dataset.batches(split.to(self.device))
+
+    @property
+    def test(self) -> Batches:
+        return self.dataset.batches(self.dataset.test.to(self.device))
+
+    def initial(self) -> nn.Module:
+        """The network before its training."""
+        network = fresh_network(self.experiment)
+        if self.weights is not None:
+            adopt(network, read_weights(self.weights))
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def original(self) -> nn.Module:
+        """The trained network."""
+        return original_network(self.experiment, self.folder).to(self.device, memory_format=torch.channels_last)
+
+    def plan(self) -> RankPlan:
+        return RankPlan.from_dict(read_json(self.folder / "search.json")["plan"])
+
+    def grams(self) -> dict[str, Tensor]:
+        return calibrated_grams(self.folder, self.device)
+
+    def merged(self) -> nn.Module:
+        """The fine-tuned network with only the useful layers split."""
+        original = self.original()
+        compact = load_compact(original, self.folder / "finetuned")
+        merged = merge_useless(compact, original, self.plan())
+        return merged.to(self.device, memory_format=torch.channels_last)
+
+    def fit(self, network: nn.Module, recipe: Recipe, stage: str, part: str = "") -> list[dict]:
+        """Fit `network` with a checkpoint that is there only until the stage has ended."""
+        description = f"{self.experiment.name} {stage}"
+        checkpoint, seed = self.folder / f"{stage}.ckpt", self.experiment.seed
+        return fit(network, self.dataset, recipe, seed, checkpoint, self.device, description, part, self.deadline)
+
+
+def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split]:
+    """`dataset` without its last `count` training images, and these."""
+    train = dataset.train
+    if count >= len(train):
+        raise ValueError(f"{dataset.name}: of {len(train)} training images {count} cannot be held out")
+    kept = len(train) - count
+    return replace(dataset, train=train.take(kept)), Split(train.images[kept:], train.labels[kept:])
+
+
+def head_of(network: nn.Module) -> str:
+    """The path of the layer that gives the logits."""
+    return last_layer(network, next(network.parameters()).new_zeros(1, 3, SIDE, SIDE))
+
+
+def adopt(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load `weights` into `network`, except a classifier for another number of classes.
+
+    Raises:
+        ValueError: the weights differ from the network's in more than the classifier's shape.
+    """
+    own, head = network.state_dict(), head_of(network)
+    kept = {name: tensor for name, tensor in own.items() if name in weights and weights[name].shape != tensor.shape}
+    strange = own.keys() ^ weights.keys() | {name for name in kept if name.rpartition(".")[0] != head}
+    if strange:
+        raise ValueError(f"the weights to start from differ in more than the classifier {head}: {', '.join(strange)}")
+    network.load_state_dict(weights | kept)
+
+
+def original_network(experiment: Experiment, folder: Path) -> nn.Module:
+    """The trained network that the training stage left in `folder`."""
+    network = fresh_network(experiment)
+    network.load_state_dict(read_weights(folder / "original.safetensors"))
+    return network
+
+
+def calibrated_grams(folder: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """X^T X of every layer that the calibration stage left in `folder`, in the order of the forward pass."""
+    grams = read_weights(folder / "grams.safetensors", device)
+    return {name: grams[name] for name in read_json(folder / "calibrate.json")["layers"]}
+
+
+def _train(work: Work) -> dict:
+    network = work.initial()
+    part = head_of(network) if work.experiment.trainable == "head" else ""
+    history = work.fit(network, work.experiment.train, "train", part)
+    write_weights(work.folder / "original.safetensors", network)
+    return dict(history=history, accuracy=evaluate(network, work.test), cost=asdict(count_cost(network)))
+
+
+def _calibrate(work: Work) -> dict:
+    grams = accumulate_grams(work.original(), work.calibration, progress=work.progress)
+    write_tensors(work.folder / "grams.safetensors", grams)
+    return dict(layers=list(grams), images=len(work.calibration.split))
+
+
+def _search(work: Work) -> dict:
+    experiment = work.experiment
+    plan = search_ranks(
+        work.original(), work.grams(), work.validation, experiment.tolerance, experiment.mode, progress=work.progress
+    )
+    return dict(plan=plan.to_dict(), mlu=plan.mlu, weight_mlu=plan.weight_mlu)
+
+
+def _decompose(work: Work) -> dict:
+    projected = project_network(work.original(), work.plan(), work.grams())
+    compact = decompose(projected, work.plan())
+    save_compact(compact, work.plan(), work.folder / "decomposed")
+    return dict(projected=evaluate(projected, work.test), accuracy=evaluate(compact, work.test))
+
+
+def _finetune(work: Work) -> dict:
+    plan, original = work.plan(), work.original()
+    compact = load_compact(original, work.folder / "decomposed").to(work.device)
+    history = work.fit(compact, work.experiment.finetune, "finetune")
+    save_compact(compact, plan, work.folder / "finetuned")
+    merged = merge_useless(compact, original, plan)
+    return dict(
+        history=history,
+        accuracy=evaluate(compact, work.test),
+        merged_accuracy=evaluate(merged, work.test),
+        cost=asdict(count_cost(merged)),
+        split_cost=asdict(count_cost(compact)),
+    )
+
+
+def _baseline(work: Work) -> dict:
+    """The original network, given the same further training as the compact one."""
+    network = work.original()
+    history = work.fit(network, work.experiment.finetune, "baseline")
+    return dict(history=history, accuracy=evaluate(network, work.test))
+
+
+def _latency(work: Work) -> dict:
+    """Images a second of the original and of the compact network, at each batch size and precision."""
+    networks, test = dict(original=work.original(), compact=work.merged()), work.test
+    images, _ = next(iter(work.dataset.batches(test.split, max(BATCH_SIZES))))
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16)[: 1 + has_fast_bfloat16(work.device)]:
+        typed = {name: copy.deepcopy(network).to(dtype) for name, network in networks.items()}
+        for size in BATCH_SIZES:
+            batch = images[torch.arange(size) % len(images)].to(dtype, memory_format=torch.channels_last)
+            where = dict(batch=size, device=describe(work.device), precision=str(dtype).removeprefix("torch."))
+            rows += [
+                dict(network=name, images_per_second=float(f"{speed:.4g}")) | where
+                for name, speed in images_per_second(typed, batch).items()
+            ]
+    return dict(rows=rows)
+
+
+def _spectra(work: Work) -> dict:
+    """Singular values of W, W', X and Y of every layer, as Figure 1(a) draws them."""
+    plan, grams, spectra = work.plan(), work.grams(), {}
+    layers = matrix_layers(work.original())
+    for entry in plan.layers:
+        W, gram = weight_matrix(layers[entry.layer]), grams[entry.layer]
+        inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
+        projected = project_weight(W, inputs, outputs, entry.k_s, entry.k_t)
+        spectra[entry.layer] = dict(
+            weight=digits(torch.linalg.svdvals(W)),
+            projected=digits(torch.linalg.svdvals(projected)),
+            inputs=digits(inputs.eigenvalues.sqrt()),
+            outputs=digits(outputs.eigenvalues.sqrt()),
+        )
+    return dict(layers=spectra)
+
+
+def digits(values: Tensor) -> list[float]:
+    """Six significant digits are more than a figure shows and keep a record small."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def _sweep(work: Work) -> dict:
+    """k_S, accuracy and ||W - W'|| / ||W|| against the input energy, a layer at a time, as in Figure 1(b).
+
+    W' = P_S W here: the output side is left alone.
+    """
+    network, grams = work.original(), work.grams()
+    layers, replay = matrix_layers(network), Replay(network, list(work.validation))
+    rows = []
+    with evaluating(network):
+        for name in (name for name in grams if name in work.experiment.sweep):
+            replay.advance(layers[name])
+            rows += [dict(layer=name) | row for row in sweep_layer(layers[name], grams[name], replay)]
+    return dict(rows=rows)
+
+
+def sweep_layer(layer, gram: Tensor, replay: Replay) -> list[dict]:
+    """One row (energy, k_s, correct, norm_difference) for each of `ENERGIES`; the layer's weight comes back."""
+    W, inputs = weight_matrix(layer), Spectrum.of(gram)
+    rows = []
+    for energy in ENERGIES:
+        k_s = dimension_for_energy(inputs, energy)
+        projected = project_weight(W, inputs, inputs, k_s, W.shape[1])
+        set_weight_matrix(layer, projected)
+        correct = sum(int((logits.argmax(1) == labels).sum()) for logits, labels in replay)
+        difference = torch.linalg.matrix_norm(W - projected) / torch.linalg.matrix_norm(W)
+        rows.append(dict(energy=energy, k_s=k_s, correct=correct, norm_difference=difference.item()))
+    set_weight_matrix(layer, W)
+    return rows
+
+
+STAGES = (_train, _calibrate, _search, _spectra, _sweep, _decompose, _finetune, _baseline, _latency)
+
+
+def stage_name(stage: Callable[[Work], dict]) -> str:
+    """What its file, and its key in a record, is called."""
+    return stage.__name__.lstrip("_")
+
+
+def stages_of(experiment: Experiment) -> list[Callable[[Work], dict]]:
+    """The stages of an experiment; a baseline that would be fitted for no epoch is the original itself."""
+    without_baseline = not experiment.baseline or experiment.finetune.epochs == 0
+    return [stage for stage in STAGES if not (stage is _baseline and without_baseline)]
