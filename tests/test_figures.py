@@ -16,7 +16,8 @@ LABELS = ["original %", "MLU of W %", "MLU %", "fine-tuned %", "change", "params
 
 @pytest.fixture(scope="module")
 def record():
-    return finished()[1]
+    """Without a full-rank baseline, as records from before there was one; tests that look at one add it."""
+    return altered(finished()[1], accuracy__baseline=None)
 
 
 @pytest.fixture(autouse=True)
@@ -246,7 +247,7 @@ class TestTable3:
 @pytest.fixture(scope="module")
 def several():
     """One record in many roles: a family, two data sets, other weights, other tolerances, a second seed."""
-    record = finished()[1]
+    record = altered(finished()[1], accuracy__baseline=None)
 
     def like(scale, **experiment):
         layers = [entry | dict(rank=max(1, round(entry["rank"] * scale))) for entry in record["plan"]["layers"]]

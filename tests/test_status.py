@@ -1,7 +1,7 @@
 import copy
 
 import pytest
-from test_experiments import finished
+from conftest import finished
 
 from urank import status
 from urank.records import Record

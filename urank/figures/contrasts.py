@@ -42,12 +42,14 @@ def complexities(records: Iterable[Record]) -> list[Record]:
 
 def pretrainings(records: Iterable[Record]) -> list[Record]:
     """One network on one data set from scratch and from other weights, at one tolerance; [] where there are not two."""
-    return beside_plain(records, lambda one, scratch: one["tolerance"] == scratch["tolerance"])
+    return beside_plain(records, lambda one, plain: one["train"]["epochs"] > 0 and searched(one) == searched(plain))
 
 
 def tolerances(records: Iterable[Record]) -> list[Record]:
     """One network on one data set searched at several tolerances, the strictest first; [] where there are not two."""
-    found = beside_plain(records, lambda one, scratch: one["tolerance"] != scratch["tolerance"])
+    found = beside_plain(
+        records, lambda one, plain: one["tolerance"] != plain["tolerance"] and one["mode"] == plain["mode"]
+    )
     return sorted(found, key=lambda record: record["experiment"]["tolerance"])
 
 
@@ -61,6 +63,11 @@ def beside_plain(records: Iterable[Record], belongs: Callable[[dict, dict], bool
         if place(record) in scratch and (not variant(record) or belongs(record["experiment"], scratch[place(record)]))
     ]
     return largest(chosen, lambda one: (one["dataset"], one["network"]))
+
+
+def searched(experiment: dict) -> tuple[float, str]:
+    """How its ranks were searched."""
+    return experiment["tolerance"], experiment["mode"]
 
 
 def place(record: Record) -> tuple[str, str]:
