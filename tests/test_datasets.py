@@ -442,3 +442,21 @@ def test_the_real_cifar(name, source):
         assert set(split.labels.bincount().tolist()) == {len(split) // CLASSES[name]}
     np.testing.assert_allclose(dataset.mean, PUBLISHED[name][0], atol=6e-5)
     np.testing.assert_allclose(dataset.std, PUBLISHED[name][1], atol=6e-5)
+
+
+class TestPlainDigits:
+    @pytest.mark.parametrize("name", ["digits10", "digits100"])
+    def test_are_grey_and_show_their_class(self, name):
+        """White on black, the same classes in the same order, and one scene a handwritten digit, or two."""
+        plain, drawn = (datasets.load(name, train=200, test=100, plain=plain) for plain in (True, False))
+        images = plain.train.images
+        assert images.shape == (200, 3, 32, 32) and images.dtype == torch.uint8
+        assert (images == images[:, :1]).all() and images.amax((1, 2, 3)).min() > 200
+        assert (images[:, :, 0] == 0).all() and (images[:, :, -1] == 0).all()
+        assert torch.equal(plain.train.labels.sort()[0], drawn.train.labels.sort()[0])
+
+    def test_a_class_is_told_from_the_others_by_its_mean_image(self):
+        digits = datasets.load("digits10", train=2000, test=500, plain=True)
+        train, test = (split.images[:, 0].flatten(1).float() for split in (digits.train, digits.test))
+        means = torch.stack([train[digits.train.labels == label].mean(0) for label in range(10)])
+        assert (torch.cdist(test, means).argmin(1) == digits.test.labels).float().mean() > 0.8

@@ -34,7 +34,7 @@ def load(name: str, **options) -> "Dataset":
     >>> for images, labels in dataset.batches(dataset.test): ...
 
     Args:
-        options: of `draw_digits` (train, test, seed) or of `read_cifar` (folder).
+        options: of `draw_digits` (train, test, seed, plain) or of `read_cifar` (folder).
 
     Raises:
         ValueError: another name, an option that the data set does not have, or files with bad content.
@@ -147,7 +147,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 CHUNK = 1000  # images drawn at a time, which bounds the memory
 
 
-def draw_digits(name: str, train: int = 6000, test: int = 2000, seed: int = 0) -> Dataset:
+def draw_digits(name: str, train: int = 6000, test: int = 2000, seed: int = 0, plain: bool = False) -> Dataset:
     """Handwritten digits (scikit-learn's, 8 x 8) in random places, sizes and colours on 32 x 32 scenes.
 
     "digits10" shows one digit. "digits100" shows two, tens on the left and units on the right, so the same pixels make
@@ -158,6 +158,8 @@ def draw_digits(name: str, train: int = 6000, test: int = 2000, seed: int = 0) -
     Args:
         train, test: numbers of images, at least one a class.
         seed: of the drawing; the training images do not depend on `test`, nor the test images on `train`.
+        plain: white digits on black, each in its place and of one size, as a scanner would leave them: for networks
+            that take more images to learn what colour and place do not mean, such as transformers.
 
     Raises:
         ValueError: fewer images than classes.
@@ -167,16 +169,14 @@ def draw_digits(name: str, train: int = 6000, test: int = 2000, seed: int = 0) -
     classes = CLASSES[name]
     if min(train, test) < classes:
         raise ValueError(f"{name}: {train} training and {test} test images cannot show each of {classes} classes")
-    sources = load_digits()
+    sources, draw = load_digits(), draw_plain if plain else draw_scenes
     glyphs, digits = torch.from_numpy(sources.images).float() / 16, torch.from_numpy(sources.target)
     arrays = []
     for part, (pool, count) in enumerate(zip(split_sources(digits), (train, test))):
         state = np.random.SeedSequence([seed, classes, part]).generate_state(1)
         generator = torch.Generator().manual_seed(int(state[0]))
         labels = balanced_labels(classes, count, generator)
-        images = torch.cat(
-            [draw_scenes(some, classes, glyphs, digits, pool, generator) for some in labels.split(CHUNK)]
-        )
+        images = torch.cat([draw(some, classes, glyphs, digits, pool, generator) for some in labels.split(CHUNK)])
         arrays += [images.numpy(), labels.numpy()]
     return from_arrays(name, *arrays)
 
@@ -215,6 +215,21 @@ def draw_scenes(
         canvas = torch.lerp(canvas, contrasting_colour(lightness, generator), ink)
     canvas = canvas + 0.03 * torch.randn(canvas.shape, generator=generator)
     return (255 * canvas.clamp(0, 1)).round().byte().permute(0, 2, 3, 1)
+
+
+def draw_plain(
+    labels: Tensor, classes: int, glyphs: Tensor, digits: Tensor, pool: Tensor, generator: torch.Generator
+) -> Tensor:
+    """As `draw_scenes`, white on black, each digit in the middle of the places and sizes that it may have there."""
+    canvas = torch.zeros(len(labels), 1, SIDE, SIDE)
+    for shown, (left, right), (smallest, largest) in layout(labels, classes):
+        chosen = glyphs[choose_sources(shown, digits, pool, generator)]
+        size, x = int((smallest + largest) / 2), (left + right) / 2
+        fine = F.interpolate(chosen.unsqueeze(1), (size, size), mode="bilinear")
+        top, start = (SIDE - size) // 2, max(0, round(x - size / 2))
+        place = canvas[..., top : top + size, start : start + size]
+        place.copy_(torch.maximum(place, fine[..., : place.shape[3]]))
+    return (255 * canvas).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
 
 
 def layout(labels: Tensor, classes: int) -> list[tuple[Tensor, tuple[float, float], tuple[float, float]]]:

@@ -49,13 +49,13 @@ COLUMNS = [
     "quantity",
     "paper",
     "ours",
-    "spread",
-    "runs",
     "difference",
     "verdict",
-    "device",
+    "spread",
+    "runs",
     "date",
     "page",
+    "device",
     "needs",
 ]
 SUSTAINED = 1e14  # floating-point operations a second that a GPU is taken to sustain in bfloat16
