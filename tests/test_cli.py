@@ -137,8 +137,10 @@ class TestStatus:
     def test_tells_what_is_done(self, urank, mine, runs):
         (runs / "mine" / "digits10" / "vgg11" / "finetune.json").unlink()
         code, out, _ = urank("status", "--profile", "mine")
-        header, *rows = (line.split() for line in out.splitlines())
+        paper, stages = out.split("\n\n")
+        header, *rows = (line.split() for line in stages.splitlines())
         assert code == 0
+        assert "Table 3: VGG11, cifar10" in paper and "rows are not run" in paper
         assert header == ["start", *map(stage_name, STAGES)]
         assert rows == [["digits10/vgg11", *["done"] * 6, "-", "done", "done"], ["digits10/vgg11-s1", *["-"] * 9]]
 
@@ -146,7 +148,7 @@ class TestStatus:
         text = mine.read_text().replace("seed: 1}", "variant: b, start: digits10/vgg11, baseline: false}")
         mine.write_text(text)
         _, out, _ = urank("status", "--profile", "mine", "--seeds", "2")
-        assert out.splitlines()[2].split() == ["digits10/vgg11@b-s2", "digits10/vgg11-s2", *["-"] * 8]
+        assert out.splitlines()[-1].split() == ["digits10/vgg11@b-s2", "digits10/vgg11-s2", *["-"] * 8]
 
     def test_of_an_unknown_profile(self, urank):
         fails_in_one_sentence(urank("status", "--profile", "nonesuch"), "nonesuch")

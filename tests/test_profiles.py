@@ -72,7 +72,7 @@ class TestCommittedProfiles:
             assert 0 <= experiment.tolerance <= 100 and experiment.mode in ("joint", "isolated")
             if experiment.dataset.startswith("digits"):
                 assert not experiment.train.flip and not experiment.finetune.flip  # a mirrored digit is none
-                assert experiment.data.keys() <= {"train", "test", "seed"}
+                assert experiment.data.keys() <= {"train", "test", "seed", "plain"}
 
     @pytest.mark.parametrize("name", NAMES)
     def test_say_what_every_notebook_shows(self, name):

@@ -9,6 +9,7 @@ import pandas as pd
 import typer
 
 from urank import profiles
+from urank import status as paper_status
 from urank.profiles import load_profile, run_folder
 from urank.records import Experiment, Record
 from urank.stages import STAGES, stage_name, stages_of
@@ -64,8 +65,11 @@ def parse_seeds(text: str | None) -> list[int]:
 
 @app.command()
 def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
-    """Which stages of a profile's experiments have been run, and from which experiment each starts."""
-    loaded = load_profile(profile)
+    """How far the committed records are from the paper, and which stages of a profile have been run."""
+    loaded, compared = load_profile(profile), paper_status.table()
+    measured = compared[compared["verdict"] != "not run"].drop(columns=["needs", "page"])
+    typer.echo(measured.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
+    typer.echo(paper_status.summary(compared).replace("**", "") + "\n")
     names = loaded.names(seeds=parse_seeds(seeds))
     rows = {name: stage_states(loaded.find(name), run_folder(profile, name)) for name in names}
     typer.echo(pd.DataFrame(rows).T.to_string())

@@ -199,11 +199,7 @@ def needs(row: Row) -> str:
     """What measuring a row would take."""
     dataset, network = row.same["dataset"], row.same["network"]
     if dataset.startswith("cifar"):
-        name = f"{dataset}/{network}"
-        listed = name in profiles.load_profile("cifar").experiments
-        return (
-            f"urank reproduce --profile cifar --only {name}" if listed else f"{name} in profiles/cifar.yaml, and a GPU"
-        )
+        return f"a GPU, and urank reproduce --profile cifar --only {dataset}/{network}"
     epochs = int(paper.table2().iloc[:, int("resnet" in network)]["Epochs"])
     side = paper.SIDES.get(row.printed["model"], 224)
     return f"ImageNet and about {gpu_hours(network, side, epochs):,.0f} GPU hours"
