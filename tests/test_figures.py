@@ -178,7 +178,7 @@ class TestUtilizationBars:
 
 class TestTable3:
     def test_puts_the_paper_above_what_was_measured(self, record):
-        frame = figures.table3([named(record, "cifar10"), named(record, "cifar100")])
+        frame = figures.table3([named(record, name, latency=[]) for name in ("cifar10", "cifar100")])
         assert frame.columns.tolist() == LABELS
         sources = [
             (dataset, "vgg11", source) for dataset in ("cifar10", "cifar100") for source in ("paper", "measured")
@@ -212,7 +212,7 @@ class TestTable3:
         assert len(frame) == 0 and frame.columns.tolist() == LABELS
 
     def test_as_a_page_shows_it(self, record):
-        shown = named(record, "cifar10", accuracy__original=91.234, accuracy__finetuned=91.0)
+        shown = named(record, "cifar10", accuracy__original=91.234, accuracy__finetuned=91.0, latency=[])
         html = figures.style_table3(figures.table3([shown])).to_html()
         assert html == figures.style_table3(figures.table3([shown])).to_html()  # no random identifier
         cells = [cell.split("<")[0] for cell in html.split('class="data')[1:]]
@@ -394,6 +394,17 @@ class TestOtherTables:
         assert sources(figures.table4([altered(record, **vit, experiment__variant="end-to-end")]))[0] == "paper"
         table5 = figures.table5([altered(record, **vit, experiment__tolerance=0.05)])
         assert table5.loc[("imagenet-1k", "torchvision/vit_b_16", 0.05, "paper"), "MLU %"] == 38.7
+
+    def test_speed_is_shown_where_it_was_timed(self, record):
+        row = dict(device="one", precision="float32", batch=256)
+        latency = [
+            row | dict(network="original", images_per_second=100.0),
+            row | dict(network="compact", images_per_second=150.0),
+            row | dict(network="original", images_per_second=900.0, precision="bfloat16"),
+            row | dict(network="compact", images_per_second=900.0, precision="bfloat16"),
+        ]
+        assert figures.table3([altered(record, latency=latency)])["images/s"].tolist() == [1.5]
+        assert "images/s" not in figures.table3([altered(record, latency=[])])
 
     def test_full_rank_baseline_is_shown_where_it_was_run(self, record):
         assert "full rank %" not in figures.table3([record])

@@ -19,10 +19,13 @@ COLUMNS = {
     "delta": "change",
     "params_ratio": "params",
     "flops_ratio": "MACs",
+    "speed_ratio": "images/s",
 }
+OPTIONAL = ["baseline_top1", "speed_ratio"]  # shown where a row has them
 SAME = ["dataset", "network"]  # what a measured row and the paper's have in common
 # One decimal for percents, two for shares, a sign on the change.
-FORMATS = {label: "{:.1f}" for label in COLUMNS.values()} | {"change": "{:+.1f}", "params": "{:.2f}", "MACs": "{:.2f}"}
+FORMATS = {label: "{:.1f}" for label in COLUMNS.values()} | {"change": "{:+.1f}"}
+FORMATS |= dict.fromkeys(["params", "MACs", "images/s"], "{:.2f}")
 
 
 def table1(records: Iterable[Record]) -> pd.DataFrame:
@@ -50,8 +53,9 @@ def comparison(records: Iterable[Record], printed: pd.DataFrame, same: Sequence[
     """The paper's row above ours, for every network and data set that the records hold.
 
     Accuracies and MLU in percent, params and MACs as shares of the original's; the mean over seeds where the records
-    hold several. "full rank %" is the original network fine-tuned as long as the split one; the column is there
-    where a row has it.
+    hold several. "full rank %" is the original network fine-tuned as long as the split one, "images/s" how many times
+    as many images the compact network classifies in a second as the original, in batches of 256; these columns are
+    there where a row has them.
 
     Args:
         printed: one of `paper`'s tables.
@@ -70,11 +74,10 @@ def comparison(records: Iterable[Record], printed: pd.DataFrame, same: Sequence[
 
 
 def with_labels(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `COLUMNS` under the names a page shows; without the full-rank column where no row has it."""
+    """The columns of `COLUMNS` under the names a page shows; of the optional ones those that some row has."""
     frame = frame.reindex(columns=list(COLUMNS))
-    if frame["baseline_top1"].isna().all():
-        frame = frame.drop(columns="baseline_top1")
-    return frame.rename(columns=COLUMNS)
+    empty = [name for name in OPTIONAL if frame[name].isna().all()]
+    return frame.drop(columns=empty).rename(columns=COLUMNS)
 
 
 def grouped(records: Iterable[Record], same: Sequence[str]) -> dict[tuple, list[Record]]:
@@ -98,6 +101,7 @@ def measured_row(record: Record) -> dict:
         delta=accuracy["finetuned"] - accuracy["original"],
         params_ratio=record.params_ratio,
         flops_ratio=record.macs_ratio,
+        speed_ratio=speed_ratio(record),
     )
 
 
@@ -105,6 +109,18 @@ def baseline(record: Record) -> float:
     """Accuracy of the full-rank network after the same fine-tuning; nan where that was not run."""
     measured = record["accuracy"].get("baseline")
     return float("nan") if measured is None else measured
+
+
+def speed_ratio(record: Record, batch: int = 256) -> float:
+    """Images a second of the compact network over those of the original, in the first precision that was timed.
+
+    nan where none was.
+    """
+    rates: dict[str, float] = {}
+    for row in record.content.get("latency", []):
+        if row["batch"] == batch:
+            rates.setdefault(row["network"], row["images_per_second"])
+    return rates["compact"] / rates["original"] if rates else float("nan")
 
 
 def style_table(frame: pd.DataFrame, identifier: str) -> Styler:
@@ -174,7 +190,7 @@ def provenance(record: Record) -> Styler:
         **start,
         "epochs": f"{recipe['train']} of training, {recipe['finetune']} of fine-tuning",
         "search": f"tolerance {experiment['tolerance']:g} points, {experiment['mode']}, "
-        f"on {record.plan.total} test images",
+        f"on {record.plan.total} {record.content.get('consulted', 'test')} images",
         "calibration": f"{record['calibration_images']} training images",
         "seed": experiment["seed"],
         "device": ", ".join(sorted({made["device"] for made in record["made"].values()})),
