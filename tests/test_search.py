@@ -5,6 +5,7 @@ import naive
 import pytest
 import torch
 from conftest import NETWORKS, briefly_trained, in_batches, small_mlp, structured_images
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from urank.counting import margins
@@ -12,6 +13,12 @@ from urank.decompose import project_network
 from urank.search import Validation, allowed_loss, growing_sizes, search_ranks
 from urank.subspaces import accumulate_grams
 
+
+def small_vit():
+    return VisionTransformer(img_size=8, patch_size=2, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2, num_classes=4)
+
+
+BUILDERS = NETWORKS | {"vit": (small_vit, 8)}
 # Per network: strength of the pattern in the noise, training steps, images to calibrate on, images to validate on.
 # Every layer sees more rows than it has inputs: which eigenvectors an empty space gets is nobody's business.
 SIZES = {
@@ -19,11 +26,13 @@ SIZES = {
     "mlp": (0.25, 15, 400, 200),
     "residual": (0.4, 60, 64, 150),
     "vgg11": (0.2, 30, 200, 40),
+    "vit": (0.6, 120, 64, 150),
 }
 CASES = [
     *[(name, mode, tolerance) for name in ("cnn", "mlp") for mode in ("joint", "isolated") for tolerance in (0, 1, 4)],
     *[("residual", mode, tolerance) for mode in ("joint", "isolated") for tolerance in (0.7, 5)],
     ("vgg11", "joint", 2.5),
+    *[("vit", mode, tolerance) for mode in ("joint", "isolated") for tolerance in (0.7, 4)],
 ]
 
 
@@ -51,7 +60,7 @@ def trained():
     def make(name):
         if name not in made:
             torch.manual_seed(0)
-            (build, size), (signal, steps, calibration, validation) = NETWORKS[name], SIZES[name]
+            (build, size), (signal, steps, calibration, validation) = BUILDERS[name], SIZES[name]
             network = briefly_trained(build(), size, signal, steps)
             made[name] = (
                 network,
