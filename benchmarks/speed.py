@@ -86,12 +86,15 @@ def row(part: str, what: str, naive_side: Measured, ours: Measured, same: bool, 
 
 
 def trained(network: str, width: float, epochs: int = 2) -> tuple[nn.Module, datasets.Dataset]:
-    """`network`, trained for a moment on the embedded digits."""
-    digits = datasets.load("digits10", train=6000, test=2000)
+    """`network`, trained for a moment on the embedded digits, plain ones for a transformer."""
+    transformer = network in ("vit", "deit", "swin")
+    digits = datasets.load("digits10", train=3000 if transformer else 6000, test=2000, plain=transformer)
     torch.manual_seed(0)
     model = urank.create(network, 10, width)
-    lr = 0.05 if network in ("vgg11", "resnet18") else 0.02
-    recipe = urank.Recipe(epochs=epochs, batch_size=64, lr=lr, crop=2, flip=False)
+    if transformer:
+        recipe = urank.Recipe(epochs=4 * epochs, batch_size=25, optimizer="adamw", lr=0.001, crop=1, flip=False)
+    else:
+        recipe = urank.Recipe(epochs=epochs, batch_size=64, lr=0.05, crop=2, flip=False)
     urank.fit(model, digits, recipe)
     return model.eval(), digits
 
