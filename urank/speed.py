@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+from urank.figures.style import COLORS, closed, styled
 from urank.files import read_json
 
 BENCHMARK = Path(__file__).parent.parent / "data" / "benchmarks" / "speed.json"
@@ -42,10 +43,7 @@ def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> St
     chosen = rows[rows["part"] == part].reindex(columns=list(columns)).rename(columns=columns)
     numbers = chosen.select_dtypes("number").columns
     formats = {name: "{:.1f}" if (chosen[name] % 1).any() else "{:.0f}" for name in numbers}
-    styles = [{"selector": "th, td", "props": "padding: 0.2em 0.7em"}]
-    return (
-        chosen.style.format(formats, na_rep="–").hide(axis="index").set_table_styles(styles).set_uuid(part.split()[0])
-    )
+    return styled(chosen, part.split()[0], formats).hide(axis="index")
 
 
 def exponent(x: pd.Series, y: pd.Series) -> float:
@@ -70,10 +68,9 @@ def scaling(rows: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained", facecolor="white")
     for axis, (name, frame) in zip(axes, series(rows).items()):
         power = exponent(frame[name], frame["processor"])
-        axis.plot(frame[name], frame["processor"], "o-", color="#0072B2")
+        axis.plot(frame[name], frame["processor"], "o-", color=COLORS[0])
         axis.set(xscale="log", yscale="log", xlabel=name, title=f"grows as {name}$^{{{power:.1f}}}$")
         axis.set_xticks(frame[name], [f"{value:g}" for value in frame[name]])
         axis.minorticks_off()
     axes[0].set_ylabel("processor seconds")
-    plt.close(figure)
-    return figure
+    return closed(figure)

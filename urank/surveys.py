@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from urank.figures.style import styled
+
 COVERAGE = Path(__file__).parent.parent / "data" / "benchmarks" / "timm_coverage.csv"
-PADDED = [{"selector": "th, td", "props": "padding: 0.2em 0.7em; text-align: left"}]
 
 
 def summarize(frame: pd.DataFrame) -> str:
@@ -40,20 +41,16 @@ def families(frame: pd.DataFrame, below: float = 0.99) -> Styler:
     grouped = frame.groupby("family")["measured_share"].agg(["size", "min", "mean"]).sort_values("mean")
     shown = grouped[grouped["mean"] < below].reset_index()
     shown.columns = ["family", "architectures", "least measured", "measured on average"]
-    return padded(shown.style.format({name: "{:.1%}" for name in shown.columns[2:]}), "families")
+    return styled(shown, "families", dict.fromkeys(shown.columns[2:], "{:.1%}"), text=True).hide(axis="index")
 
 
 def reason_table(frame: pd.DataFrame, most: int = 12) -> Styler:
     """Why parameters are left out, and how many architectures' worth of them."""
     rows = [(reason, total / len(frame)) for reason, total in reasons(frame).most_common(most)]
     shown = pd.DataFrame(rows, columns=["reason", "share of all parameters"])
-    return padded(shown.style.format({"share of all parameters": "{:.2%}"}), "reasons")
+    return styled(shown, "reasons", {"share of all parameters": "{:.2%}"}, text=True).hide(axis="index")
 
 
 def refused(frame: pd.DataFrame) -> Styler:
     """The architectures that stopped with an error, and its message."""
-    return padded(frame.loc[frame["error"].notna(), ["name", "error"]].style, "refused")
-
-
-def padded(styler: Styler, identifier: str) -> Styler:
-    return styler.hide(axis="index").set_table_styles(PADDED).set_uuid(identifier)
+    return styled(frame.loc[frame["error"].notna(), ["name", "error"]], "refused", text=True).hide(axis="index")
