@@ -29,7 +29,7 @@ def files(pattern):
 
 
 PAGES = files("book/*")
-NUMBERS = files("data/paper/*.csv") + files("data/records/*/*.json")
+NUMBERS = files("data/paper/*.csv") + files("data/records/**/*.json")
 CODE = files("urank/**/*.py")
 
 # The book that people open is published from the profile they asked for; tests build theirs and leave it alone.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from urank import profiles
 from urank.experiments import run
 from urank.models import create
+from urank.models.libraries import torchvision_weights
 from urank.records import Experiment, Record
 from urank.training import Recipe
 
@@ -49,6 +50,16 @@ def finished() -> tuple[Path, Record]:
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Where torchvision's squeezenet1_1 is read from, in a folder that is empty."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    url = torchvision_weights("squeezenet1_1", True).url
+    path = tmp_path / "torch" / "hub" / "checkpoints" / url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    return path
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from urank import datasets
 from urank.datasets import CLASSES, Split, load
+from urank.datasets import digits as drawing
 
 DIGITS = ("digits10", "digits100")
 SMALL = dict(train=300, test=200)
@@ -32,8 +33,8 @@ def sources():
 def drawn(classes: int, count: int, glyphs, pool, seed: int = 0):
     """Scenes (n, 32, 32, 3) with any ink, and their labels; the same but for the ink whenever `seed` is the same."""
     generator = torch.Generator().manual_seed(seed)
-    labels = datasets.balanced_labels(classes, count, generator)
-    return datasets.draw_scenes(labels, classes, glyphs, sources()[1], pool, generator).int(), labels
+    labels = drawing.balanced_labels(classes, count, generator)
+    return drawing.draw_scenes(labels, classes, glyphs, sources()[1], pool, generator).int(), labels
 
 
 # --- digits ----------------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def test_any_round_of_classes_taken_from_the_front_is_balanced(name):
 
 def test_source_digits_are_split_without_overlap_and_stratified():
     glyphs, digits = sources()
-    train, test = datasets.split_sources(digits)
+    train, test = drawing.split_sources(digits)
     assert sorted(torch.cat([train, test]).tolist()) == list(range(len(digits)))
     shares = digits[test].bincount(minlength=10) / digits.bincount(minlength=10)
     assert torch.all((shares - 0.25).abs() < 0.01)
@@ -94,7 +95,7 @@ def test_source_digits_are_split_without_overlap_and_stratified():
 def test_images_show_source_digits_of_their_own_part_only(name, monkeypatch):
     # Wipe the source digits of the test part: every test image must change, and no training image.
     stored = load_digits()
-    stored.images[datasets.split_sources(torch.from_numpy(stored.target))[1].numpy()] = 0
+    stored.images[drawing.split_sources(torch.from_numpy(stored.target))[1].numpy()] = 0
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: stored)
     wiped = load(name, **SMALL)
     assert torch.equal(wiped.train.images, small(name).train.images)
@@ -106,7 +107,7 @@ def test_images_show_source_digits_of_their_own_part_only(name, monkeypatch):
 def test_a_digit_appears_exactly_where_its_label_says(classes, digit):
     # The same scenes with the ink of one digit only and with no ink at all differ where that digit is drawn.
     glyphs, digits = sources()
-    pool = datasets.split_sources(digits)[0]
+    pool = drawing.split_sources(digits)[0]
     only = glyphs * (digits == digit).view(-1, 1, 1)
     scenes, labels = drawn(classes, 200, only, pool)
     empty, _ = drawn(classes, 200, torch.zeros_like(glyphs), pool)
@@ -122,9 +123,9 @@ def test_a_digit_appears_exactly_where_its_label_says(classes, digit):
 
 def test_every_source_digit_of_a_part_is_in_use():
     digits = sources()[1]
-    pool = datasets.split_sources(digits)[1]
+    pool = drawing.split_sources(digits)[1]
     shown = torch.arange(10).repeat(1000)
-    chosen = datasets.choose_sources(shown, digits, pool, torch.Generator().manual_seed(0))
+    chosen = drawing.choose_sources(shown, digits, pool, torch.Generator().manual_seed(0))
     assert torch.equal(digits[chosen], shown)
     assert set(chosen.tolist()) == set(pool.tolist())
 
@@ -223,7 +224,7 @@ def test_data_folder_is_the_variable_or_the_repository(tmp_path, monkeypatch):
     for unset in (lambda: monkeypatch.setenv("URANK_DATA", ""), lambda: monkeypatch.delenv("URANK_DATA")):
         unset()
         assert datasets.data_folder().name == "data"
-        assert (datasets.data_folder().parent / "urank" / "datasets.py").exists()
+        assert (datasets.data_folder().parent / "urank" / "datasets" / "cifar.py").exists()
 
 
 def swapped(arrays, **changes):

@@ -482,10 +482,28 @@ class TestStart:
         weights = dict(original.state_dict())
         weights["features.0.weight"] = torch.zeros(9, 3, 3, 3)
         with pytest.raises(ValueError, match="more than the classifier classifier: features.0.weight"):
-            stages.adopt(records.fresh_network(TINY), weights)
+            stages.adopt(records.fresh_network(TINY), weights, (3, 32, 32))
         del weights["features.0.weight"]
         with pytest.raises(ValueError, match="features.0.weight"):
-            stages.adopt(records.fresh_network(TINY), weights)
+            stages.adopt(records.fresh_network(TINY), weights, (3, 32, 32))
+
+
+class TestOrder:
+    def test_backward_searches_the_last_layer_first(self, folder, record, tmp_path):
+        experiment = replace(TINY, variant="backward", order="backward", start="digits10/vgg11", train=UNTRAINED.train)
+        experiment = replace(experiment, finetune=UNTRAINED.finetune, sweep=())
+        found = run(experiment, tmp_path, "cpu", progress=False, start=folder).plan
+        network = stages.original_network(TINY, folder)
+        grams = dict(reversed(stages.calibrated_grams(folder).items()))
+        dataset = datasets.load("digits10", **TINY.data)
+        expected = search_ranks(network, grams, dataset.batches(dataset.test.take(80)), TINY.tolerance, progress=False)
+        assert found.layers == expected.layers[::-1] and found.probes == expected.probes
+        assert [entry.layer for entry in found.layers] == [entry.layer for entry in record.plan.layers]
+        assert found.layers != record.plan.layers
+
+    def test_another_one_is_refused(self):
+        with pytest.raises(ValueError, match="order is 'forward' or 'backward', not 'sideways'"):
+            replace(TINY, order="sideways")
 
 
 class TestHoldout:

@@ -179,7 +179,7 @@ class TestUtilizationBars:
 class TestTable3:
     def test_puts_the_paper_above_what_was_measured(self, record):
         frame = figures.table3([named(record, name, latency=[]) for name in ("cifar10", "cifar100")])
-        assert frame.columns.tolist() == LABELS
+        assert frame.columns.tolist() == [*LABELS[:3], "projected %", *LABELS[3:]]
         sources = [
             (dataset, "vgg11", source) for dataset in ("cifar10", "cifar100") for source in ("paper", "measured")
         ]
@@ -190,13 +190,14 @@ class TestTable3:
         ]  # fmt: skip
         for dataset in ("cifar10", "cifar100"):
             expected = printed.loc[("VGG11", dataset.upper()), columns].tolist()
-            assert frame.loc[(dataset, "vgg11", "paper")].tolist() == expected
+            assert frame.loc[(dataset, "vgg11", "paper")].drop("projected %").tolist() == expected
         accuracy, cost, plan = record["accuracy"], record["cost"], record.plan
         assert frame.loc[("cifar10", "vgg11", "measured")].tolist() == pytest.approx(
             [
                 accuracy["original"],
                 100 * np.mean([entry.weight_rank / min(entry.d, entry.m) for entry in plan.layers]),
                 100 * np.mean([entry.rank / min(entry.d, entry.m) for entry in plan.layers]),
+                accuracy["projected"],
                 accuracy["finetuned"],
                 accuracy["finetuned"] - accuracy["original"],
                 cost["compact"]["params"] / cost["original"]["params"],
@@ -217,10 +218,11 @@ class TestTable3:
         assert html == figures.style_table3(figures.table3([shown])).to_html()  # no random identifier
         cells = [cell.split("<")[0] for cell in html.split('class="data')[1:]]
         cells = [cell.split(">")[-1] for cell in cells]
-        assert cells[:7] == ["91.5", "98.0", "47.0", "92.5", "+1.0", "0.34", "0.60"]
+        assert cells[:8] == ["91.5", "98.0", "47.0", "–", "92.5", "+1.0", "0.34", "0.60"]
         measured = figures.measured_row(shown)
-        assert cells[7:] == [
-            "91.2", f"{measured['original_mlu']:.1f}", f"{measured['mlu']:.1f}", "91.0", "-0.2",
+        assert cells[8:] == [
+            "91.2", f"{measured['original_mlu']:.1f}", f"{measured['mlu']:.1f}",
+            f"{shown['accuracy']['projected']:.1f}", "91.0", "-0.2",
             f"{shown.params_ratio:.2f}", f"{shown.macs_ratio:.2f}",
         ]  # fmt: skip
 
@@ -242,6 +244,11 @@ class TestTable3:
         assert f"from {accuracy['original']:.2f} % to {accuracy['decomposed']:.2f} %; 2 epochs of fine-tuning" in text
         assert f"bring it to {accuracy['finetuned']:.2f} %. {useful} layers are smaller as two" in text
         assert f"{cost['compact']['params'] / 1e6:.2f} M of {cost['original']['params'] / 1e6:.2f} M parameters" in text
+
+
+def again(record, **experiment):
+    """The record of another experiment that measured the same."""
+    return altered(record, experiment=record["experiment"] | experiment)
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +284,18 @@ class TestContrasts:
         assert figures.pretrainings(several) == [plain, probe]
         assert figures.tolerances(several) == [strict, plain, loose]
 
+    def test_tell_other_weights_from_another_search(self, several):
+        """A network that saw fewer images, or was searched otherwise, came to its weights as the plain one did."""
+        plain, probe = several[0], several[5]
+        taken = dict(train=plain["experiment"]["train"] | dict(epochs=0), start="cifar10/vgg11")
+        held_out = again(plain, variant="held-out", holdout=5000)
+        isolated = again(plain, variant="isolated", mode="isolated", **taken)
+        published = again(plain, variant="swag", pretrained="SWAG", train=taken["train"])
+        looser = again(published, variant="swag-eps", tolerance=9.0)
+        records = [plain, held_out, isolated, probe, published, looser]
+        assert figures.pretrainings(records) == [plain, probe, published]
+        assert figures.tolerances(records) == []
+
     def test_are_empty_where_there_are_not_two(self, record):
         for choose in (figures.families, figures.complexities, figures.pretrainings, figures.tolerances):
             assert choose([record]) == choose([]) == []
@@ -284,6 +303,47 @@ class TestContrasts:
     def test_take_the_lowest_seed_whatever_the_order(self, several):
         plain, _, vgg19, *_ = several
         assert figures.families(several[::-1]) == [vgg19, plain]
+
+
+class TestProtocol:
+    @pytest.fixture
+    def ways(self, several):
+        plain = several[0]
+        taken = plain["experiment"]["train"] | dict(epochs=0)
+        isolated = again(plain, variant="isolated", mode="isolated", train=taken)
+        backward = again(plain, variant="backward", order="backward", train=taken, calibration=None)
+        halved = [entry | dict(rank=1) for entry in plain.plan.to_dict()["layers"]]
+        held_out = altered(again(plain, variant="held-out", holdout=5000), plan__layers=halved, accuracy__projected=5.0)
+        return [plain, altered(isolated, plan__mode="isolated"), backward, held_out]
+
+    def test_chooses_searches_of_one_network(self, several, ways):
+        assert figures.protocols([*ways[::-1], *several[1:]]) == [[ways[0], *ways[:0:-1]]]
+
+    def test_table_compares_with_the_first(self, ways):
+        frame, plain = figures.protocol_table(ways), ways[0]
+        assert frame.index.tolist() == [
+            "150 calibration images",
+            "each layer by itself, 150 calibration images",
+            "backward",
+            "150 calibration images, on 5,000 held-out images",
+        ]
+        assert frame["MLU %"].iloc[0] == pytest.approx(100 * plain.plan.mlu)
+        most = max(entry.utilization - 1 / min(entry.d, entry.m) for entry in plain.plan.layers)
+        assert frame["moved by at most"].tolist() == pytest.approx([0, 0, 0, 100 * most])
+        layers, base = plain.plan.layers, plain.plan.correct
+        lost = [100 * (base - layers[end].correct) / plain.plan.total for end in (-1, 0, -1)]
+        assert frame["lost, consulted"].drop(frame.index[1]).tolist() == pytest.approx(lost)
+        assert frame["lost, consulted"].isna().tolist() == [False, True, False, False]
+        assert frame["lost, test"].iloc[3] == pytest.approx(80 - 5)
+
+    def test_caption_names_the_extremes(self, ways):
+        caption, frame = figures.protocol_caption(ways), figures.protocol_table(ways)
+        assert f"between {frame['MLU %'].min():.1f} % (*150 calibration images, on 5,000 held-out images*)" in caption
+        assert "searched *150 calibration images, on 5,000 held-out images*: 75.00 points" in caption
+
+    def test_snapshot_names_the_ways(self, ways):
+        lines = figures.snapshot(ways).axes[0].get_lines()[1:-1:2]
+        assert "backward" in lines[2].get_label()
 
 
 class TestSnapshot:

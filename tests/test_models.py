@@ -255,15 +255,6 @@ class Opened:
 class TestPublishedWeights:
     """From files where the libraries look before they download: torchvision's cache, timm's `file`."""
 
-    @pytest.fixture
-    def cached(self, tmp_path, monkeypatch):
-        """Where torchvision's squeezenet1_1 is read from."""
-        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        url = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT.url
-        path = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
-        path.parent.mkdir(parents=True)
-        return path
-
     @pytest.mark.parametrize("pretrained", [True, "DEFAULT", "IMAGENET1K_V1"])
     def test_torchvision_s_are_loaded(self, cached, pretrained):
         weights = create("torchvision/squeezenet1_1", 1000).state_dict()
@@ -291,6 +282,14 @@ class TestPublishedWeights:
         with pytest.raises(RuntimeError, match="weights_only=True blocked"):
             create("timm/test_resnet", 1000, pretrained=True, pretrained_cfg_overlay=overlay)
         assert not (tmp_path / "opened").exists()
+
+    def test_their_network_is_built_without_them(self, cached):
+        """`cached` is an empty folder: nothing could be read."""
+        create("torchvision/squeezenet1_1", 1000, pretrained="IMAGENET1K_V1", fetch=False)
+        create("timm/test_resnet", 1000, pretrained="r160_in1k", fetch=False)
+        with torch.device("meta"):
+            large = create("torchvision/vit_b_16", 1000, pretrained="IMAGENET1K_SWAG_E2E_V1", fetch=False)
+        assert large.image_size == 384
 
     def test_without_a_connection_torchvision_s_are_a_clear_error(self, cached, monkeypatch):
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

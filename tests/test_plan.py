@@ -81,6 +81,10 @@ def test_a_layer_by_its_name():
         PLAN["no such"]
 
 
+def test_layers_in_another_order():
+    assert PLAN.in_order(["classifier", FIRST.layer]) == replace(PLAN, layers=(LAST, FIRST))
+
+
 def test_probes_frame_keeps_what_is_missing():
     frame = PLAN.probes_frame()
     assert list(frame.columns) == ["layer", "side", "k", "passed", "correct"]

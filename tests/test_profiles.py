@@ -2,9 +2,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, finished
 
-from urank import datasets, models, profiles
+from urank import datasets, models, profiles, records
 from urank.decompose import count_cost
 from urank.files import read_weights
 from urank.layers import matrix_layers
@@ -57,7 +58,7 @@ FAULTS = {
 
 class TestCommittedProfiles:
     def test_are_there(self):
-        assert {"smoke", "quick", "cifar"} <= set(NAMES)
+        assert {"smoke", "quick", "cifar", "imagenet"} <= set(NAMES)
 
     @pytest.mark.parametrize("name", NAMES)
     def test_name_what_exists(self, name):
@@ -66,9 +67,13 @@ class TestCommittedProfiles:
         for key, experiment in profile.experiments.items():
             assert key == experiment.name
             assert experiment.dataset in datasets.CLASSES
-            network = models.create(experiment.network, datasets.CLASSES[experiment.dataset], experiment.width)
+            side = (
+                models.preprocessing(experiment.network, experiment.pretrained)["size"] if experiment.pretrained else 32
+            )
+            with torch.device("meta"):
+                network = records.fresh_network(experiment, fetch=False)
+                assert count_cost(network, (3, side, side)).params > 0
             assert set(experiment.sweep) <= set(matrix_layers(network))
-            assert count_cost(network).params > 0
             assert 0 <= experiment.tolerance <= 100 and experiment.mode in ("joint", "isolated")
             if experiment.dataset.startswith("digits"):
                 assert not experiment.train.flip and not experiment.finetune.flip  # a mirrored digit is none
@@ -217,11 +222,22 @@ class TestRecorded:
     @pytest.fixture
     def kept(self, tmp_path, monkeypatch):
         monkeypatch.setattr(profiles, "RECORDS", tmp_path)
-        for name in ("cifar10/vgg11", "cifar10/vgg13", "cifar100/vgg11"):
+        for name in ("cifar10/vgg11", "cifar10/vgg13", "cifar100/vgg11", "imagenet-1k/timm/vgg13"):
             finished()[1].save(tmp_path / f"{name}.json")
         return tmp_path
 
-    @pytest.mark.parametrize("pattern, count", [("*/*", 3), ("cifar10/*", 2), ("cifar10/vgg11", 1), ("imagenet/*", 0)])
+    @pytest.mark.parametrize(
+        "pattern, count",
+        [
+            ("*/*", 4),
+            ("cifar10/*", 2),
+            ("cifar10/vgg11", 1),
+            ("imagenet*/*", 1),
+            ("*/timm/*", 1),
+            ("*vgg11", 2),
+            ("x*", 0),
+        ],
+    )
     def test_are_chosen_by_name(self, kept, pattern, count):
         assert recorded(pattern) == [finished()[1]] * count
 

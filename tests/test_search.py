@@ -97,6 +97,17 @@ def test_is_the_literal_search(trained, name, mode, tolerance):
     assert plan.correct == naive.count_correct(network, validation)
 
 
+@pytest.mark.parametrize("mode", ["joint", "isolated"])
+def test_layers_are_searched_in_the_order_of_their_gram_matrices(trained, mode):
+    """Backward, a step from layer to layer goes back in the network: what was kept for the last one does not serve."""
+    network, calibration, validation = trained("residual")
+    grams = accumulate_grams(network, calibration, progress=False)
+    plan = search_ranks(network, dict(reversed(grams.items())), validation, 2.5, mode, progress=False)
+    arrays = dict(reversed(naive.grams(network, calibration).items()))
+    assert_equal_to_reference(plan, *naive.search(network, arrays, validation, 2.5, mode))
+    assert [entry.layer for entry in plan.layers] == list(grams)[::-1]
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_cases_above_are_not_trivial(trained, name):
     """Ranks strictly between 1 and full, probes of both outcomes on both sides, a network that has learnt something."""

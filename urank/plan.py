@@ -1,7 +1,7 @@
 """The outcome of a measurement as plain data: no tensors, JSON on disk, a DataFrame in a notebook."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -92,6 +92,10 @@ class RankPlan:
 
     def __getitem__(self, layer: str) -> LayerRank:
         return {entry.layer: entry for entry in self.layers}[layer]
+
+    def in_order(self, names: Iterable[str]) -> "RankPlan":
+        """The same plan with its layers in the order of `names`, which has them all."""
+        return replace(self, layers=tuple(self[name] for name in names))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer with the columns of `COLUMNS` (`correct` missing where no accuracy was consulted)."""

@@ -187,5 +187,6 @@ def calibrated_grams(profile: str, record: Record) -> dict[str, Tensor]:
 
 
 def recorded(pattern: str = "*/*") -> list[Record]:
-    """The committed records whose names match, for example "cifar10/vgg11" or "cifar10/*"."""
-    return [Record.load(path) for path in sorted(RECORDS.glob(f"{pattern}.json"))]
+    """The committed records whose names match, for example "cifar10/vgg11" or "cifar10/*"; "*" also stands for "/"."""
+    names = sorted(path.relative_to(RECORDS).with_suffix("").as_posix() for path in RECORDS.rglob("*.json"))
+    return [Record.load(RECORDS / f"{name}.json") for name in names if fnmatchcase(name, pattern)]

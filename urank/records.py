@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from urank import datasets, models
+from urank.attention import explicit_attention
 from urank.files import read_json, write_json
 from urank.layers import matrix_layers
 from urank.plan import RankPlan
@@ -25,10 +26,13 @@ class Experiment:
         train, finetune: recipes; `train` fits the original network, `finetune` the decomposed one.
         seed: of the weights, of the order of images and of their augmentation.
         tolerance, mode: of `search_ranks`.
+        order: in which the layers are searched: "forward", as the data meet them, or "backward".
         calibration: how many training images the Gram matrices are summed over; None for all.
         validation: how many of the images that the search consults it is given; None for all.
         sweep: layers whose input-energy threshold is swept for Figure 1(b).
         variant: tells experiments of one network and data set apart; part of the name.
+        pretrained: tag of the weights that the network's library publishes, which `train` goes on from; with
+            `train.epochs` 0 they are taken as they are, and the images as they want them.
         start: name of the experiment whose trained network this one starts from, instead of seeded weights. Both have
             one network and width; a classifier for another number of classes starts from seeded weights. With
             `train.epochs` 0 the network is taken as it is.
@@ -47,10 +51,12 @@ class Experiment:
     seed: int = 0
     tolerance: float = 0.1
     mode: str = "joint"
+    order: str = "forward"
     calibration: int | None = None
     validation: int | None = None
     sweep: tuple[str, ...] = ()
     variant: str = ""
+    pretrained: str | None = None
     start: str | None = None
     trainable: str = "all"
     holdout: int = 0
@@ -65,8 +71,7 @@ class Experiment:
         if not isinstance(self.sweep, list | tuple):
             raise ValueError(f"experiment: sweep must be a list of layer names, not {self.sweep!r}")
         object.__setattr__(self, "sweep", tuple(self.sweep))
-        missing = set(self.sweep) - set(matrix_layers(fresh_network(self))) if self.sweep else None
-        if missing:
+        if missing := set(self.sweep) - layers_of(self) if self.sweep else None:
             raise ValueError(f"experiment: sweep names layers that {self.network} does not have: {', '.join(missing)}")
         self._check_choices()
 
@@ -76,8 +81,14 @@ class Experiment:
                 f"experiment: variant is a text of letters, digits, '.', '_' and '-' that does not end like a seed "
                 f"(-s1), not {self.variant!r}"
             )
+        if self.order not in ("forward", "backward"):
+            raise ValueError(f"experiment: order is 'forward' or 'backward', not {self.order!r}")
         if not isinstance(self.start, str | None):
             raise ValueError(f"experiment: start is the name of an experiment, not {self.start!r}")
+        if self.pretrained is not None:
+            models.preprocessing(self.network, self.pretrained)
+            if self.start is not None:
+                raise ValueError("experiment: a network starts from published weights or from another experiment's")
         if self.trainable not in ("all", "head"):
             raise ValueError(f"experiment: trainable is 'all' or 'head', not {self.trainable!r}")
         if type(self.holdout) is not int or self.holdout < 0:
@@ -132,6 +143,11 @@ class Record:
         """MACs for one image with the useful layers split, as a share of the original's."""
         return self["cost"]["compact"]["macs"] / self["cost"]["original"]["macs"]
 
+    @property
+    def finetuned(self) -> bool:
+        """Whether the split network was fine-tuned at all; where it was not, that accuracy is the one before."""
+        return self["experiment"]["finetune"]["epochs"] > 0
+
     def save(self, path: Path | str) -> None:
         write_json(Path(path), self.content)
 
@@ -153,11 +169,32 @@ class Record:
         return record
 
 
-def fresh_network(experiment: Experiment) -> nn.Module:
-    """The network of an experiment with its seeded initial weights."""
+def fresh_network(experiment: Experiment, fetch: bool = True) -> nn.Module:
+    """The network of an experiment before its training, its attention made explicit.
+
+    Args:
+        fetch: False where other weights will take the place of published ones, which are then not asked for.
+
+    Raises:
+        ConnectionError: the published weights cannot be downloaded.
+    """
+    classes = datasets.CLASSES[experiment.dataset]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
-        return models.create(experiment.network, datasets.CLASSES[experiment.dataset], experiment.width)
+        network = models.create(experiment.network, classes, experiment.width, experiment.pretrained, fetch)
+    return explicit_attention(network)
+
+
+def layers_of(experiment: Experiment) -> set[str]:
+    """The paths of the matrix layers of its network; no weight is made."""
+    with torch.device("meta"):
+        return set(matrix_layers(fresh_network(experiment, fetch=False)))
+
+
+def load_images(experiment: Experiment) -> datasets.Dataset:
+    """The data set of an experiment, seen as the published weights that it starts from want it."""
+    wanted = {} if experiment.pretrained is None else models.preprocessing(experiment.network, experiment.pretrained)
+    return datasets.load(experiment.dataset, **wanted | experiment.data)
 
 
 def check_start(experiment: Experiment, start: Experiment) -> None:

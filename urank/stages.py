@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from urank import datasets
-from urank.datasets import SIDE, Batches, Dataset, Split
+from urank.datasets import Batches, Dataset, Split
 from urank.decompose import count_cost, decompose, load_compact, merge_useless, project_network, save_compact
 from urank.distributed import is_first, totals, wait
 from urank.files import read_json, read_weights, write_json, write_tensors, write_weights
@@ -24,7 +24,7 @@ from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_ma
 from urank.plan import RankPlan
 from urank.precision import has_fast_bfloat16
 from urank.provenance import code_digest, describe
-from urank.records import Experiment, fresh_network, plain
+from urank.records import Experiment, fresh_network, load_images, plain
 from urank.replay import Replay
 from urank.search import search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
@@ -89,7 +89,7 @@ class Work:
 
     def _loaded(self) -> tuple[Dataset, Split]:
         if self._images is None:
-            dataset = datasets.load(self.experiment.dataset, **self.experiment.data)
+            dataset = load_images(self.experiment)
             held_out = self.experiment.holdout
             self._images = hold_out(dataset, held_out) if held_out else (dataset, dataset.test)
         return self._images
@@ -99,12 +99,13 @@ class Work:
         split = self.dataset.train.take(self.experiment.calibration)
         return self.dataset.batches(split.to(self.device))
 
-    @property
+    @cached_property
     def validation(self) -> Batches:
-        split = self.consulted.take(self.experiment.validation)
-        return self.dataset.batches(split.to(self.device))
+        if self.consulted is self.dataset.test and self.experiment.validation is None:
+            return self.test
+        return self.dataset.batches(self.consulted.take(self.experiment.validation).to(self.device))
 
-    @property
+    @cached_property
     def test(self) -> Batches:
         return self.dataset.batches(self.dataset.test.to(self.device))
 
@@ -112,7 +113,7 @@ class Work:
         """The network before its training."""
         network = fresh_network(self.experiment)
         if self.weights is not None:
-            adopt(network, read_weights(self.weights))
+            adopt(network, read_weights(self.weights), self.dataset.image_shape)
         return network.to(self.device, memory_format=torch.channels_last)
 
     def original(self) -> nn.Module:
@@ -132,6 +133,10 @@ class Work:
         merged = merge_useless(compact, original, self.plan())
         return merged.to(self.device, memory_format=torch.channels_last)
 
+    def cost(self, network: nn.Module) -> dict:
+        """Parameters, and MACs an image."""
+        return asdict(count_cost(network, self.dataset.image_shape))
+
     def fit(self, network: nn.Module, recipe: Recipe, stage: str, part: str = "") -> list[dict]:
         """Fit `network` with a checkpoint that is there only until the stage has ended."""
         description = f"{self.experiment.name} {stage}"
@@ -145,21 +150,21 @@ def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split]:
     if count >= len(train):
         raise ValueError(f"{dataset.name}: of {len(train)} training images {count} cannot be held out")
     kept = len(train) - count
-    return replace(dataset, train=train.take(kept)), Split(train.images[kept:], train.labels[kept:])
+    return replace(dataset, train=train[:kept]), train[kept:]
 
 
-def head_of(network: nn.Module) -> str:
-    """The path of the layer that gives the logits."""
-    return last_layer(network, next(network.parameters()).new_zeros(1, 3, SIDE, SIDE))
+def head_of(network: nn.Module, image_shape: tuple[int, ...]) -> str:
+    """The path of the layer that gives the logits for images (c, h, w)."""
+    return last_layer(network, next(network.parameters()).new_zeros(1, *image_shape))
 
 
-def adopt(network: nn.Module, weights: dict[str, Tensor]) -> None:
+def adopt(network: nn.Module, weights: dict[str, Tensor], image_shape: tuple[int, ...]) -> None:
     """Load `weights` into `network`, except a classifier for another number of classes.
 
     Raises:
         ValueError: the weights differ from the network's in more than the classifier's shape.
     """
-    own, head = network.state_dict(), head_of(network)
+    own, head = network.state_dict(), head_of(network, image_shape)
     kept = {name: tensor for name, tensor in own.items() if name in weights and weights[name].shape != tensor.shape}
     strange = own.keys() ^ weights.keys() | {name for name in kept if name.rpartition(".")[0] != head}
     if strange:
@@ -169,7 +174,7 @@ def adopt(network: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def original_network(experiment: Experiment, folder: Path) -> nn.Module:
     """The trained network that the training stage left in `folder`."""
-    network = fresh_network(experiment)
+    network = fresh_network(experiment, fetch=False)
     network.load_state_dict(read_weights(folder / "original.safetensors"))
     return network
 
@@ -182,10 +187,10 @@ def calibrated_grams(folder: Path, device: torch.device | str = "cpu") -> dict[s
 
 def _train(work: Work) -> dict:
     network = work.initial()
-    part = head_of(network) if work.experiment.trainable == "head" else ""
+    part = head_of(network, work.dataset.image_shape) if work.experiment.trainable == "head" else ""
     history = work.fit(network, work.experiment.train, "train", part)
     write_weights(work.folder / "original.safetensors", network)
-    return dict(history=history, accuracy=evaluate(network, work.test), cost=asdict(count_cost(network)))
+    return dict(history=history, accuracy=evaluate(network, work.test), cost=work.cost(network))
 
 
 def _calibrate(work: Work) -> dict:
@@ -195,10 +200,11 @@ def _calibrate(work: Work) -> dict:
 
 
 def _search(work: Work) -> dict:
-    experiment = work.experiment
+    experiment, grams = work.experiment, work.grams()
+    searched = grams if experiment.order == "forward" else dict(reversed(grams.items()))
     plan = search_ranks(
-        work.original(), work.grams(), work.validation, experiment.tolerance, experiment.mode, progress=work.progress
-    )
+        work.original(), searched, work.validation, experiment.tolerance, experiment.mode, progress=work.progress
+    ).in_order(grams)
     return dict(plan=plan.to_dict(), mlu=plan.mlu, weight_mlu=plan.weight_mlu)
 
 
@@ -219,8 +225,8 @@ def _finetune(work: Work) -> dict:
         history=history,
         accuracy=evaluate(compact, work.test),
         merged_accuracy=evaluate(merged, work.test),
-        cost=asdict(count_cost(merged)),
-        split_cost=asdict(count_cost(compact)),
+        cost=work.cost(merged),
+        split_cost=work.cost(compact),
     )
 
 
@@ -275,6 +281,8 @@ def _sweep(work: Work) -> dict:
 
     W' = P_S W here: the output side is left alone.
     """
+    if not work.experiment.sweep:
+        return dict(rows=[])
     network, grams = work.original(), work.grams()
     layers, replay = matrix_layers(network), Replay(network, list(work.validation))
     rows = []

@@ -122,7 +122,7 @@ def compared(row: Row, records: list[Record]) -> list[dict]:
     return [
         line(row.item, quantity, row.printed[column], measured[column].tolist(), seeds[0], PAGES[row.table])
         for quantity, column in QUANTITIES.items()
-        if pd.notna(row.printed[column])
+        if pd.notna(row.printed[column]) and measured[column].notna().all()  # a network may not be fine-tuned
     ]
 
 

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
-from urank.datasets import Dataset
+from urank.datasets import Dataset, FileSplit, Split
 from urank.distributed import is_first, processes, total, totals
 from urank.files import read_checkpoint, write_checkpoint
 from urank.layers import evaluating, matrix_layers, watch_inputs
@@ -136,7 +136,7 @@ def fit(
     """
     check_images(dataset, recipe)
     model.to(device, memory_format=torch.channels_last)
-    train = dataset.train.to(device)
+    train = dataset.train.feed(device)
     # Every epoch seeds torch's generators, which are the caller's.
     with fitting_only(model, part), torch.random.fork_rng():
         run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed, part=part)
@@ -163,7 +163,7 @@ def check_images(dataset: Dataset, recipe: Recipe) -> None:
         )
     if recipe.batch_size % processes()[1]:
         raise ValueError(f"a batch of {recipe.batch_size} cannot be shared evenly among {processes()[1]} processes")
-    if recipe.crop >= min(dataset.train.images.shape[2:]):
+    if recipe.crop >= min(dataset.image_shape[1:]):
         raise ValueError(f"{dataset.name}: a crop may shift by less than an image's side, not by {recipe.crop} pixels")
 
 
@@ -208,18 +208,18 @@ class _Run:
         self.ema = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
         self.history: list[dict] = []
 
-    def epoch(self, dataset: Dataset, train, epoch: int, description: str) -> tuple[float, float]:
+    def epoch(self, dataset: Dataset, train: Split | FileSplit, epoch: int, description: str) -> tuple[float, float]:
         self.model.eval().get_submodule(self.part).train()
-        device, (number, count) = train.images.device, processes()
+        device, (number, count) = train.device, processes()
         torch.manual_seed(epoch_seed(self.seed, epoch) + number)  # for networks that draw, by dropout say
         generator = torch.Generator(device).manual_seed(epoch_seed(self.seed, epoch))
         order = torch.randperm(len(train), generator=generator, device=device)
         rows = order[: self.steps * self.recipe.batch_size].view(self.steps, -1)
         loss_sum = correct = torch.zeros((), device=device)
         title = f"{description} {epoch + 1}/{self.recipe.epochs}"
-        bar = tqdm(rows, desc=title, leave=False, unit="batch", disable=not is_first())
-        for step, chosen in enumerate(bar):
-            images, labels = augment(train.images[chosen], self.recipe, generator), train.labels[chosen]
+        bar = tqdm(train.batches(rows), title, self.steps, leave=False, unit="batch", disable=not is_first())
+        for step, (images, labels) in enumerate(bar):
+            images = augment(images, self.recipe, generator)
             images, labels = dataset.normalize(images[number::count]), labels[number::count]
             loss, logits = self._step(images, labels)
             loss_sum = loss_sum + loss

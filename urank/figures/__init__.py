@@ -1,8 +1,9 @@
 """One function a figure or table, each drawn from a record's plain data."""
 
 from urank.figures.captions import table1_caption, table3_caption, table4_caption, table5_caption
-from urank.figures.contrasts import complexities, families, pretrainings, tolerances
+from urank.figures.contrasts import complexities, families, pretrainings, protocols, tolerances
 from urank.figures.hyperparameters import paper_table2, recipes, table2_caption
+from urank.figures.protocol import protocol_caption, protocol_table, style_protocol
 from urank.figures.snapshot import snapshot, snapshot_caption
 from urank.figures.spectra import (
     cumulative,
@@ -53,6 +54,9 @@ __all__ = [
     "plan_table",
     "pretrainings",
     "probes_table",
+    "protocol_caption",
+    "protocol_table",
+    "protocols",
     "provenance",
     "provenances",
     "recipes",
@@ -61,6 +65,7 @@ __all__ = [
     "spectra",
     "spectra_caption",
     "spread",
+    "style_protocol",
     "style_table",
     "style_table3",
     "styled",

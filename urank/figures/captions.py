@@ -88,21 +88,21 @@ def table4_caption(records: Sequence[Record]) -> str:
 def table5_caption(records: Sequence[Record]) -> str:
     """What the rows of Table 5 say together: what a looser tolerance buys, and what it costs after fine-tuning."""
     strict, loose = extremes(records, lambda record: record["experiment"]["tolerance"])
+    after = f", after it from {strict['accuracy']['finetuned']:.1f} % to {loose['accuracy']['finetuned']:.1f} %"
+    after = after if strict.finetuned and loose.finetuned else ""
     return (
         f"From $\\epsilon$ = {strict['experiment']['tolerance']:g} to {loose['experiment']['tolerance']:g} points the "
         f"MLU goes from {100 * strict.plan.mlu:.0f} % to {100 * loose.plan.mlu:.0f} % and the parameters from "
         f"x {strict.params_ratio:.2f} to x {loose.params_ratio:.2f}, while the accuracy before fine-tuning goes from "
-        f"{strict['accuracy']['projected']:.1f} % to {loose['accuracy']['projected']:.1f} %, after it from "
-        f"{strict['accuracy']['finetuned']:.1f} % to {loose['accuracy']['finetuned']:.1f} %."
+        f"{strict['accuracy']['projected']:.1f} % to {loose['accuracy']['projected']:.1f} %{after}."
     )
 
 
 def accuracy_changes(records: Sequence[Record]) -> str:
+    """From where to where the accuracies move; only before fine-tuning where a network was not fine-tuned."""
     worst, best = extremes(records, gain)
-    return (
-        f"Split and fine-tuned, accuracy moves by {gain(worst):+.1f} ({named(worst)}) to {gain(best):+.1f} points "
-        f"({named(best)})."
-    )
+    done = "Split and fine-tuned" if all(record.finetuned for record in records) else "Split, not all fine-tuned"
+    return f"{done}, accuracy moves by {gain(worst):+.1f} ({named(worst)}) to {gain(best):+.1f} points ({named(best)})."
 
 
 def gain(record: Record) -> float:

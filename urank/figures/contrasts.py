@@ -42,45 +42,67 @@ def complexities(records: Iterable[Record]) -> list[Record]:
 
 def pretrainings(records: Iterable[Record]) -> list[Record]:
     """One network on one data set from scratch and from other weights, at one tolerance; [] where there are not two."""
-    return beside_plain(records, lambda one, plain: one["train"]["epochs"] > 0 and searched(one) == searched(plain))
+    chosen = beside_plain(records, lambda one, plain: origin(one) != origin(plain) and searched(one) == searched(plain))
+    return largest(chosen, place)
 
 
 def tolerances(records: Iterable[Record]) -> list[Record]:
     """One network on one data set searched at several tolerances, the strictest first; [] where there are not two."""
-    found = beside_plain(
-        records, lambda one, plain: one["tolerance"] != plain["tolerance"] and one["mode"] == plain["mode"]
+    chosen = beside_plain(records, lambda one, plain: origin(one) == origin(plain) and only_tolerance(one, plain))
+    return sorted(largest(chosen, place), key=lambda record: record["experiment"]["tolerance"])
+
+
+def protocols(records: Iterable[Record]) -> list[list[Record]]:
+    """For each network on a data set that was searched in several ways at one tolerance, the plain record first."""
+    chosen = beside_plain(
+        records, lambda one, plain: origin(one) == origin(plain) and one["tolerance"] == plain["tolerance"]
     )
-    return sorted(found, key=lambda record: record["experiment"]["tolerance"])
+    return [sorted(group, key=lambda record: variant(record) != "") for group in alike(chosen, place)]
 
 
 def beside_plain(records: Iterable[Record], belongs: Callable[[dict, dict], bool]) -> list[Record]:
-    """The largest set of a plain record and those variants of it that belong to it."""
+    """The plain records and those variants of each that belong to it."""
     records = one_seed(records)
-    scratch = {place(record): record["experiment"] for record in plain(records)}
-    chosen = [
+    scratch = {place(record["experiment"]): record["experiment"] for record in plain(records)}
+    return [
         record
         for record in records
-        if place(record) in scratch and (not variant(record) or belongs(record["experiment"], scratch[place(record)]))
+        if (original := scratch.get(place(record["experiment"]))) is not None
+        and (not variant(record) or belongs(record["experiment"], original))
     ]
-    return largest(chosen, lambda one: (one["dataset"], one["network"]))
 
 
-def searched(experiment: dict) -> tuple[float, str]:
+def origin(experiment: dict) -> tuple[str | None, str | None]:
+    """What its weights were before they were trained: those of another experiment, published ones, seeded ones."""
+    taken_as_it_is = experiment["train"]["epochs"] == 0  # the experiment it starts from has its place
+    return None if taken_as_it_is else experiment.get("start"), experiment.get("pretrained")
+
+
+def searched(experiment: dict) -> tuple[float, str, int]:
     """How its ranks were searched."""
-    return experiment["tolerance"], experiment["mode"]
+    return experiment["tolerance"], experiment["mode"], experiment.get("holdout", 0)
 
 
-def place(record: Record) -> tuple[str, str]:
-    return record["experiment"]["dataset"], record["experiment"]["network"]
+def only_tolerance(one: dict, other: dict) -> bool:
+    """Whether two searches differ in the tolerance and in nothing else."""
+    return one["tolerance"] != other["tolerance"] and searched(one)[1:] == searched(other)[1:]
+
+
+def place(experiment: dict) -> tuple[str, str]:
+    return experiment["dataset"], experiment["network"]
 
 
 def largest(records: Iterable[Record], key: Callable[[dict], object]) -> list[Record]:
     """The largest set of records whose experiments agree in `key`, the first of several; [] where there are not two."""
+    return max(alike(records, key), key=len, default=[])
+
+
+def alike(records: Iterable[Record], key: Callable[[dict], object]) -> list[list[Record]]:
+    """The sets of two or more records whose experiments agree in `key`."""
     groups: dict[object, list[Record]] = {}
     for record in records:
         groups.setdefault(key(record["experiment"]), []).append(record)
-    found = max(groups.values(), key=len, default=[])
-    return found if len(found) > 1 else []
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def label(record: Record, among: Iterable[Record]) -> str:
@@ -93,7 +115,20 @@ def label(record: Record, among: Iterable[Record]) -> str:
         return this["dataset"]
     if len({one["tolerance"] for one in experiments}) > 1:
         return f"$\\epsilon$ = {this['tolerance']:g}"
+    if len({origin(one) for one in experiments}) == 1:
+        return protocol(this)
     return training(variant(record))
+
+
+def protocol(experiment: dict) -> str:
+    """How a network was searched, where it was not as all others are; in words."""
+    ways = [
+        "each layer by itself" * (experiment["mode"] == "isolated"),
+        "backward" * (experiment.get("order") == "backward"),
+        f"{experiment['calibration']:,} calibration images" if experiment["calibration"] else "",
+        f"on {experiment['holdout']:,} held-out images" if experiment.get("holdout") else "",
+    ]
+    return ", ".join(filter(None, ways)) or "as everywhere else"
 
 
 def training(variant: str) -> str:

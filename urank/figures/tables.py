@@ -15,13 +15,14 @@ COLUMNS = {
     "baseline_top1": "full rank %",
     "original_mlu": "MLU of W %",
     "mlu": "MLU %",
+    "projected_top1": "projected %",
     "decomposed_top1": "fine-tuned %",
     "delta": "change",
     "params_ratio": "params",
     "flops_ratio": "MACs",
     "speed_ratio": "images/s",
 }
-OPTIONAL = ["baseline_top1", "speed_ratio"]  # shown where a row has them
+OPTIONAL = ["baseline_top1", "projected_top1", "speed_ratio"]  # shown where a row has them
 SAME = ["dataset", "network"]  # what a measured row and the paper's have in common
 # One decimal for percents, two for shares, a sign on the change.
 FORMATS = {label: "{:.1f}" for label in COLUMNS.values()} | {"change": "{:+.1f}"}
@@ -53,9 +54,9 @@ def comparison(records: Iterable[Record], printed: pd.DataFrame, same: Sequence[
     """The paper's row above ours, for every network and data set that the records hold.
 
     Accuracies and MLU in percent, params and MACs as shares of the original's; the mean over seeds where the records
-    hold several. "full rank %" is the original network fine-tuned as long as the split one, "images/s" how many times
-    as many images the compact network classifies in a second as the original, in batches of 256; these columns are
-    there where a row has them.
+    hold several. "projected %" is the accuracy with every W' in place and nothing fine-tuned, "full rank %" that of the
+    original network fine-tuned as long as the split one, "images/s" how many times as many images the compact network
+    classifies in a second as the original, in batches of 256; these columns are there where a row has them.
 
     Args:
         printed: one of `paper`'s tables.
@@ -92,13 +93,15 @@ def grouped(records: Iterable[Record], same: Sequence[str]) -> dict[tuple, list[
 def measured_row(record: Record) -> dict:
     """The columns of the tables for one record, in the units of the paper."""
     accuracy = record["accuracy"]
+    finetuned = accuracy["finetuned"] if record.finetuned else float("nan")
     return dict(
         original_top1=accuracy["original"],
         baseline_top1=baseline(record),
         original_mlu=100 * record.plan.weight_mlu,
         mlu=100 * record.plan.mlu,
-        decomposed_top1=accuracy["finetuned"],
-        delta=accuracy["finetuned"] - accuracy["original"],
+        projected_top1=accuracy["projected"],
+        decomposed_top1=finetuned,
+        delta=finetuned - accuracy["original"],
         params_ratio=record.params_ratio,
         flops_ratio=record.macs_ratio,
         speed_ratio=speed_ratio(record),
@@ -183,7 +186,8 @@ def provenance(record: Record) -> Styler:
     recipe = {name: experiment[name]["epochs"] for name in ("train", "finetune")}
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     seconds = ", ".join(f"{stage} {time:.0f}" for stage, time in record["seconds"].items())
-    start = {"started from": experiment["start"]} if experiment.get("start") else {}
+    start = experiment.get("start") or experiment.get("pretrained")
+    start = {"started from": start} if start else {}
     rows = {
         "network": f"{experiment['network']}, width {experiment['width']:g}",
         "data set": experiment["dataset"],

@@ -5,13 +5,13 @@ from functools import partial
 
 from torch import nn
 
-from urank.models.libraries import BUILDERS, check_library_name
+from urank.models.libraries import BUILDERS, check_library_name, preprocessing
 from urank.models.published import PAPER, Published
 from urank.models.resnet import BLOCKS, ResNet
 from urank.models.transformers import deit, swin, vit
 from urank.models.vgg import STAGES, VGG
 
-__all__ = ["NETWORKS", "PAPER", "Published", "check_name", "create"]
+__all__ = ["NETWORKS", "PAPER", "Published", "check_name", "create", "preprocessing"]
 
 # For 32 x 32 images; called with `classes` and `width`.
 NETWORKS = (
@@ -22,7 +22,12 @@ NETWORKS = (
 
 
 def create(
-    name: str, classes: int = 10, width: float = 1.0, pretrained: bool | str | None = False, **options
+    name: str,
+    classes: int = 10,
+    width: float = 1.0,
+    pretrained: bool | str | None = False,
+    fetch: bool = True,
+    **options,
 ) -> nn.Module:
     """Build the network called `name` with seeded-by-the-caller random weights, or with published ones.
 
@@ -36,6 +41,7 @@ def create(
         width: factor on every channel count of one of `NETWORKS`; 1.0 is the published network.
         pretrained: True for the library's default weights, or which: an entry such as "IMAGENET1K_V1" of torchvision,
             a tag such as "fb_in1k" of timm.
+        fetch: False for the network that these weights belong to, with random ones in their place.
         options: for the library's own constructor.
 
     Raises:
@@ -54,7 +60,7 @@ def create(
     if width != 1:
         raise ValueError(f"{name}: has one width, that of its library; leave out width={width}")
     library, _, network = name.partition("/")
-    return BUILDERS[library](network, classes, pretrained or False, options)
+    return BUILDERS[library](network, classes, pretrained or False, fetch, options)
 
 
 def check_name(name: str) -> None:

@@ -3,6 +3,7 @@
 Weights are read as tensors and nothing else, whatever a library does by default (torchvision unpickles).
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from difflib import get_close_matches
 
 import timm
 import torchvision
+from timm.models import PretrainedCfg
 from torch import nn
 
 
@@ -29,33 +31,65 @@ def check_library_name(library: str, name: str) -> None:
         raise ValueError(f"unknown network '{library}/{name}': {hint}")
 
 
-def from_torchvision(name: str, classes: int, pretrained: bool | str, options: dict) -> nn.Module:
+def from_torchvision(name: str, classes: int, pretrained: bool | str, fetch: bool, options: dict) -> nn.Module:
     """torchvision.models.get_model; `pretrained` names an entry of the network's weights, True its default."""
-    weights = None
-    if pretrained:
-        entries = torchvision.models.get_model_weights(name)
-        tag = "DEFAULT" if pretrained is True else pretrained
-        if tag not in entries.__members__:
-            known = ", ".join(entries.__members__)
-            raise ValueError(f"torchvision/{name} has no published weights {tag!r}: choose one of {known}")
-        weights = entries[tag]
+    weights = torchvision_weights(name, pretrained) if pretrained else None
+    if weights is not None:
         check_classes(f"torchvision/{name}", classes, len(weights.meta["categories"]))
+        if name.startswith("vit_"):  # the one family whose weights are for one size of images
+            options = dict(image_size=min(weights.meta["min_size"])) | options
     with reading_tensors_only(), fetching(f"torchvision/{name}", pretrained):
-        return torchvision.models.get_model(name, weights=weights, num_classes=classes, **options)
+        return torchvision.models.get_model(name, weights=weights if fetch else None, num_classes=classes, **options)
 
 
-def from_timm(name: str, classes: int, pretrained: bool | str, options: dict) -> nn.Module:
+def torchvision_weights(name: str, tag: bool | str) -> torchvision.models.WeightsEnum:
+    entries = torchvision.models.get_model_weights(name)
+    tag = "DEFAULT" if tag is True else tag
+    if tag not in entries.__members__:
+        known = ", ".join(entries.__members__)
+        raise ValueError(f"torchvision/{name} has no published weights {tag!r}: choose one of {known}")
+    return entries[tag]
+
+
+def from_timm(name: str, classes: int, pretrained: bool | str, fetch: bool, options: dict) -> nn.Module:
     """timm.create_model; `pretrained` is a tag of the network's weights, True the one in `name` or its default."""
-    if isinstance(pretrained, str):
-        name = f"{name}.{pretrained}"
-        check_library_name("timm", name)
     if pretrained:
-        published = timm.get_pretrained_cfg(name)
-        if not published.has_weights:
-            raise ValueError(f"timm publishes no weights of {name!r}: create it with pretrained=False")
-        check_classes(f"timm/{name}", classes, published.num_classes)
+        name = name if pretrained is True else f"{name}.{pretrained}"
+        check_classes(f"timm/{name}", classes, timm_weights(name).num_classes)
     with reading_tensors_only(), fetching(f"timm/{name}", pretrained):
-        return timm.create_model(name, pretrained=bool(pretrained), num_classes=classes, **options)
+        return timm.create_model(name, pretrained=bool(pretrained) and fetch, num_classes=classes, **options)
+
+
+def timm_weights(name: str) -> PretrainedCfg:
+    check_library_name("timm", name)
+    published = timm.get_pretrained_cfg(name)
+    if not published.has_weights:
+        raise ValueError(f"timm publishes no weights of {name!r}: create it with pretrained=False")
+    return published
+
+
+def preprocessing(name: str, weights: str) -> dict:
+    """How published weights want images: `size`, `resize`, `interpolation`, `mean` and `std` of `read_imagenet`.
+
+    Args:
+        name: "torchvision/NAME" or "timm/NAME".
+        weights: an entry of torchvision's, a tag of timm's.
+
+    Raises:
+        ValueError: there are no such weights.
+    """
+    library, _, network = name.partition("/")
+    if library not in BUILDERS:
+        raise ValueError(f"{name}: there are no published weights of it")
+    if library == "torchvision":
+        preset = torchvision_weights(network, weights).transforms()
+        [size], [resize], interpolation = preset.crop_size, preset.resize_size, preset.interpolation.value
+        mean, std = preset.mean, preset.std
+    else:
+        config = timm.data.resolve_data_config(pretrained_cfg=timm_weights(f"{network}.{weights}").to_dict())
+        size, interpolation = config["input_size"][-1], config["interpolation"]
+        resize, mean, std = math.floor(size / config["crop_pct"]), config["mean"], config["std"]
+    return dict(size=size, resize=resize, interpolation=interpolation, mean=tuple(mean), std=tuple(std))
 
 
 def check_classes(name: str, classes: int, published: int) -> None:

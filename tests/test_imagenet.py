@@ -1,0 +1,194 @@
+"""Image files: a folder laid out as ImageNet's, with a thousand small pictures in each part."""
+
+import colorsys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from urank import datasets, figures, models
+from urank.datasets import FileSplit, View
+from urank.decompose import count_cost
+from urank.experiments import run
+from urank.files import read_weights
+from urank.models import create
+from urank.records import Experiment
+from urank.training import Recipe, fit
+
+CLASSES, SMALL = 1000, View(size=24, resize=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two parts with a picture a class, whose colour says which class it is."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    for part in ("train", "val"):
+        for label in range(CLASSES):
+            place = folder / part / f"n{label:08d}"
+            place.mkdir(parents=True)
+            Image.new("RGB", (40, 32), colour_of(label)).save(place / f"{part}.png")
+    return folder
+
+
+def colour_of(label: int) -> tuple[int, ...]:
+    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(label / CLASSES, 1, 1))
+
+
+def imagenet(folder, **options):
+    return datasets.load("imagenet-1k", folder=folder, **dict(size=32, resize=32) | options)
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photograph") / "china.jpg"
+    Image.fromarray(load_sample_images().images[0]).save(path, quality=95)
+    return path
+
+
+class TestFolder:
+    def test_labels_are_the_classes_in_order_of_their_folders(self, folder):
+        dataset = imagenet(folder)
+        assert (len(dataset.train), len(dataset.test), dataset.image_shape) == (CLASSES, CLASSES, (3, 32, 32))
+        for split in (dataset.train[:5], dataset.test[7:11]):
+            held = split.to("cpu")
+            expected = torch.tensor([colour_of(label) for label in held.labels.tolist()], dtype=torch.uint8)
+            assert held.images.equal(expected.view(-1, 3, 1, 1).expand(-1, 3, 32, 32))
+
+    def test_a_part_from_the_front_is_a_sample_and_always_the_same(self, folder):
+        first, second = imagenet(folder), imagenet(folder)
+        assert first.train.labels.equal(second.train.labels)
+        assert sorted(first.train.labels.tolist()) == list(range(CLASSES))
+        assert first.train.take(100).labels.float().mean() == pytest.approx(CLASSES / 2, abs=100)  # 3.5 sigma
+
+    def test_is_found_in_the_data_folder(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setenv("URANK_DATA", str(tmp_path))
+        with pytest.raises(FileNotFoundError, match="imagenet/train: no such folder; put ImageNet's"):
+            datasets.load("imagenet-1k")
+        (tmp_path / "imagenet").symlink_to(folder)
+        assert len(datasets.load("imagenet-1k").test) == CLASSES
+
+    def test_other_classes_are_refused(self, folder, tmp_path):
+        for part in ("train", "val"):
+            (tmp_path / part).mkdir()
+            for place in sorted((folder / part).iterdir())[part == "val" :]:
+                (tmp_path / part / place.name).symlink_to(place)
+        with pytest.raises(ValueError, match="the same 1000 folders.*they have 1000 and 999"):
+            imagenet(tmp_path)
+
+    @pytest.mark.parametrize("options", [dict(size=40), dict(size=0), dict(interpolation="nearest")], ids=str)
+    def test_an_impossible_view_is_refused(self, folder, options):
+        with pytest.raises(ValueError, match="size|interpolation"):
+            imagenet(folder, **options)
+
+
+class TestView:
+    @pytest.mark.parametrize("name, tag", [("resnet50", "IMAGENET1K_V2"), ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")])
+    def test_is_that_of_torchvision_s_weights(self, photograph, name, tag):
+        preset = torchvision.models.get_model_weights(name)[tag].transforms()
+        torch.testing.assert_close(self.seen(photograph, f"torchvision/{name}", tag), preset(Image.open(photograph)))
+
+    @pytest.mark.parametrize("name, tag", [("deit_tiny_patch16_224", "fb_in1k"), ("test_resnet", "r160_in1k")])
+    def test_is_that_of_timm_s_weights(self, photograph, name, tag):
+        config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(f"{name}.{tag}").to_dict())
+        expected = timm.data.create_transform(**config)(Image.open(photograph))
+        torch.testing.assert_close(self.seen(photograph, f"timm/{name}", tag), expected)
+
+    @staticmethod
+    def seen(path, name, tag):
+        """A photograph as a data set gives it to the network with these weights."""
+        wanted = models.preprocessing(name, tag)
+        view = View(wanted["size"], wanted["resize"], wanted["interpolation"])
+        split = FileSplit(np.array([str(path)]), torch.zeros(1, dtype=torch.int64), view)
+        dataset = datasets.Dataset("one", 1, split, split, wanted["mean"], wanted["std"])
+        return next(iter(dataset.batches(split)))[0][0].contiguous()
+
+    def test_unknown_weights_are_refused(self):
+        with pytest.raises(ValueError, match="no published weights 'V9'"):
+            models.preprocessing("torchvision/resnet50", "V9")
+        with pytest.raises(ValueError, match="unknown network 'timm/resnet50.v9'"):
+            models.preprocessing("timm/resnet50", "v9")
+
+    def test_a_damaged_image_is_named(self, photograph, tmp_path):
+        path = tmp_path / "cut.jpg"
+        path.write_bytes(photograph.read_bytes()[:3000])
+        with pytest.raises(ValueError, match="cut.jpg: not a readable image"):
+            SMALL.read(path)
+        path.write_text("no image")
+        split = FileSplit(np.array([str(photograph), str(path)]), torch.zeros(2, dtype=torch.int64), SMALL)
+        with pytest.raises(ValueError, match="cut.jpg: not a readable image"):
+            split.to("cpu")
+
+    def test_grey_images_have_three_channels(self, photograph, tmp_path):
+        Image.open(photograph).convert("L").save(tmp_path / "grey.png")
+        image = SMALL.read(tmp_path / "grey.png")
+        assert image.shape == (3, 24, 24) and image[0].equal(image[1]) and image[0].equal(image[2])
+
+
+def test_batches_come_in_the_order_asked_for(folder):
+    train = imagenet(folder).train
+    held, rows = train.to("cpu"), torch.randperm(CLASSES)[:90].view(9, 10)
+    batches = list(train.batches(rows))
+    assert len(batches) == 9
+    for chosen, (images, labels) in zip(rows, batches):
+        assert images.equal(held.images[chosen]) and labels.equal(held.labels[chosen])
+
+
+def test_a_fit_on_files_is_a_fit_on_the_images_in_memory(folder):
+    files = imagenet(folder)
+    files = replace(files, train=files.train[:40], test=files.test[:10])
+    held = replace(files, train=files.train.to("cpu"), test=files.test.to("cpu"))
+    weights = []
+    for dataset in (files, held):
+        torch.manual_seed(0)
+        network = create("vgg11", classes=CLASSES, width=0.05)
+        fit(network, replace(dataset, train=dataset.train), Recipe(epochs=2, batch_size=10, crop=3))
+        weights.append(network.state_dict())
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+class TestExperiment:
+    """Published weights, measured as they are."""
+
+    @pytest.fixture
+    def experiment(self, folder, cached):
+        torch.save(create("torchvision/squeezenet1_1", CLASSES).state_dict(), cached)
+        return Experiment(
+            network="torchvision/squeezenet1_1",
+            pretrained="IMAGENET1K_V1",
+            dataset="imagenet-1k",
+            data=dict(folder=str(folder), size=48, resize=48),
+            train=Recipe(epochs=0),
+            finetune=Recipe(epochs=0),
+            tolerance=100.0,
+            calibration=30,
+            validation=10,
+        )
+
+    def test_is_run_end_to_end(self, experiment, cached, tmp_path):
+        record = run(experiment, tmp_path / "run", "cpu", progress=False)
+        published, taken = (
+            torch.load(cached, weights_only=True),
+            read_weights(tmp_path / "run" / "original.safetensors"),
+        )
+        assert all(taken[name].equal(published[name]) for name in published | taken)
+        assert len(record.plan.layers) == 26 and record.plan.total == 10 and record["calibration_images"] == 30
+        network = create("torchvision/squeezenet1_1", CLASSES)
+        assert record["cost"]["original"]["macs"] == count_cost(network, (3, 48, 48)).macs
+        table = figures.table1([record])
+        assert table[["fine-tuned %", "change"]].isna().all(axis=None)  # it was not
+        assert table.loc[("imagenet-1k", "torchvision/squeezenet1_1", "measured"), "projected %"] >= 0
+        cached.unlink()  # what is left of a run asks for no download
+        assert run(experiment, tmp_path / "run", "cpu", progress=False).content == record.content
+
+    def test_starts_from_one_thing(self, experiment):
+        with pytest.raises(ValueError, match="from published weights or from another experiment's"):
+            replace(experiment, start="imagenet-1k/torchvision/squeezenet1_1", variant="b")
+        with pytest.raises(ValueError, match="no published weights 'V9'"):
+            replace(experiment, pretrained="V9")
+        with pytest.raises(ValueError, match="vgg11: there are no published weights"):
+            replace(experiment, network="vgg11")

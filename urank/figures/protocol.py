@@ -1,0 +1,71 @@
+"""What the search protocol decides: one network, searched in several ways."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from urank.figures.contrasts import protocol
+from urank.figures.style import styled
+from urank.records import Record
+
+FORMATS = {
+    "MLU %": "{:.1f}",
+    "moved by at most": "{:.1f}",
+    "params": "{:.2f}",
+    "lost, consulted": "{:.2f}",
+    "lost, test": "{:.2f}",
+}
+
+
+def protocol_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row for each way to search; the first record's is what the others are compared with.
+
+    Returns:
+        `MLU %`; `moved by at most`, the largest change of a layer's utilization against the first record, in points;
+        `params` as a share of the original's; `lost, consulted` and `lost, test`, the accuracy points that all
+        projections together cost on the images that the search consulted (nan where each layer was searched by itself:
+        nobody counted them with all in place) and on the test images.
+    """
+    rows = {protocol(record["experiment"]): protocol_row(record, records[0]) for record in records}
+    return pd.DataFrame(rows).T.rename_axis("search")
+
+
+def protocol_row(record: Record, reference: Record) -> dict:
+    accuracy = record["accuracy"]
+    pairs = zip(record.plan.layers, reference.plan.layers, strict=True)
+    return {
+        "MLU %": 100 * record.plan.mlu,
+        "moved by at most": 100 * max(abs(one.utilization - other.utilization) for one, other in pairs),
+        "params": record.params_ratio,
+        "lost, consulted": lost_where_consulted(record),
+        "lost, test": accuracy["original"] - accuracy["projected"],
+    }
+
+
+def lost_where_consulted(record: Record) -> float:
+    """Accuracy points between the original network and all projections, on the images that the search counted."""
+    plan, backward = record.plan, record["experiment"].get("order") == "backward"
+    if plan.mode == "isolated":
+        return float("nan")
+    last = plan.layers[0 if backward else -1]
+    return 100 * (plan.correct - last.correct) / plan.total
+
+
+def style_protocol(frame: pd.DataFrame, identifier: str) -> Styler:
+    """A table of this module as a page shows it."""
+    return styled(frame, identifier, FORMATS)
+
+
+def protocol_caption(records: Sequence[Record]) -> str:
+    """What the table says, in one paragraph of Markdown."""
+    frame = protocol_table(records)
+    lowest, highest = frame["MLU %"].idxmin(), frame["MLU %"].idxmax()
+    worst = frame["lost, test"].idxmax()
+    return (
+        f"The MLU lies between {frame['MLU %'].min():.1f} % (*{lowest}*) and {frame['MLU %'].max():.1f} % "
+        f"(*{highest}*). Projected, the network loses most accuracy when searched *{worst}*: "
+        f"{frame['lost, test'].max():.2f} points on the test images. With {len(records[0].plan.layers)} layers and a "
+        f"tolerance of {records[0].plan.tolerance:g} a joint search may lose up to "
+        f"{2 * len(records[0].plan.layers) * records[0].plan.tolerance:g} points on the images that it consults."
+    )
