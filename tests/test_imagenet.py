@@ -8,8 +8,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from PIL import Image
 from sklearn.datasets import load_sample_images
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms.functional import to_pil_image
 
 from urank import datasets, figures, models
 from urank.datasets import FileSplit, View
@@ -31,7 +32,8 @@ def folder(tmp_path_factory):
         for label in range(CLASSES):
             place = folder / part / f"n{label:08d}"
             place.mkdir(parents=True)
-            Image.new("RGB", (40, 32), colour_of(label)).save(place / f"{part}.png")
+            colour = torch.tensor(colour_of(label), dtype=torch.uint8)
+            to_pil_image(colour.view(3, 1, 1).expand(-1, 32, 40)).save(place / f"{part}.png")
     return folder
 
 
@@ -46,7 +48,7 @@ def imagenet(folder, **options):
 @pytest.fixture(scope="module")
 def photograph(tmp_path_factory):
     path = tmp_path_factory.mktemp("photograph") / "china.jpg"
-    Image.fromarray(load_sample_images().images[0]).save(path, quality=95)
+    to_pil_image(load_sample_images().images[0]).save(path, quality=95)
     return path
 
 
@@ -90,12 +92,12 @@ class TestView:
     @pytest.mark.parametrize("name, tag", [("resnet50", "IMAGENET1K_V2"), ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")])
     def test_is_that_of_torchvision_s_weights(self, photograph, name, tag):
         preset = torchvision.models.get_model_weights(name)[tag].transforms()
-        torch.testing.assert_close(self.seen(photograph, f"torchvision/{name}", tag), preset(Image.open(photograph)))
+        torch.testing.assert_close(self.seen(photograph, f"torchvision/{name}", tag), preset(pil_loader(photograph)))
 
     @pytest.mark.parametrize("name, tag", [("deit_tiny_patch16_224", "fb_in1k"), ("test_resnet", "r160_in1k")])
     def test_is_that_of_timm_s_weights(self, photograph, name, tag):
         config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(f"{name}.{tag}").to_dict())
-        expected = timm.data.create_transform(**config)(Image.open(photograph))
+        expected = timm.data.create_transform(**config)(pil_loader(photograph))
         torch.testing.assert_close(self.seen(photograph, f"timm/{name}", tag), expected)
 
     @staticmethod
@@ -124,7 +126,7 @@ class TestView:
             split.to("cpu")
 
     def test_grey_images_have_three_channels(self, photograph, tmp_path):
-        Image.open(photograph).convert("L").save(tmp_path / "grey.png")
+        pil_loader(photograph).convert("L").save(tmp_path / "grey.png")
         image = SMALL.read(tmp_path / "grey.png")
         assert image.shape == (3, 24, 24) and image[0].equal(image[1]) and image[0].equal(image[2])
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torchvision.datasets.folder import pil_loader
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
@@ -89,9 +89,8 @@ class View:
             ValueError: the file is no image, or is cut off.
         """
         try:
-            with Image.open(path) as image:
-                whole = image.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's for what it cannot decode
+            whole = pil_loader(path)
+        except (OSError, SyntaxError) as error:  # Pillow's for what it cannot decode
             raise ValueError(f"{path}: not a readable image ({error}); copy it again") from error
         resized = transforms.resize(whole, [self.resize], transforms.InterpolationMode(self.interpolation))
         return transforms.pil_to_tensor(transforms.center_crop(resized, [self.size]))
