@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +85,7 @@ def row(part: str, what: str, naive_side: Measured, ours: Measured, same: bool, 
     )
 
 
+@cache  # a search leaves its network as it is
 def trained(network: str, width: float, epochs: int = 2) -> tuple[nn.Module, datasets.Dataset]:
     """`network`, trained for a moment on the embedded digits, plain ones for a transformer."""
     transformer = network in ("vit", "deit", "swin")
@@ -189,7 +190,7 @@ def scaling_part(images: int | None) -> list[dict]:
     """Seconds and memory of the exact search against images, width and depth, one of them changed at a time."""
     rows = []
     for network, width, count in scaling_sizes(images or 500):
-        model, digits = trained(network, width, epochs=1)
+        model, digits = trained(network, width, epochs=3)
         grams = urank.accumulate_grams(model, digits.batches(digits.train.take(1000)), progress=False)
         batches = list(digits.batches(digits.test.take(count)))
         took = measured(lambda g=grams, b=batches, m=model: urank.search_ranks(m, g, b, TOLERANCE, evaluation="exact"))

@@ -205,6 +205,10 @@ class TestTable3:
             ]
         )
 
+    def test_takes_no_variant_for_a_seed(self, record):
+        variant = again(record, variant="isolated", mode="isolated")
+        assert figures.table3([record, variant]).equals(figures.table3([record]))
+
     def test_of_what_the_paper_does_not_have_is_measured_only(self, record):
         assert figures.table3([record]).index.tolist() == [("digits10", "vgg11", "measured")]
 

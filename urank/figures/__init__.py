@@ -1,7 +1,7 @@
 """One function a figure or table, each drawn from a record's plain data."""
 
 from urank.figures.captions import table1_caption, table3_caption, table4_caption, table5_caption
-from urank.figures.contrasts import complexities, families, pretrainings, protocols, tolerances
+from urank.figures.contrasts import complexities, families, plain, pretrainings, protocols, tolerances
 from urank.figures.hyperparameters import paper_table2, recipes, table2_caption
 from urank.figures.protocol import protocol_caption, protocol_table, style_protocol
 from urank.figures.snapshot import snapshot, snapshot_caption
@@ -51,6 +51,7 @@ __all__ = [
     "paper_table3",
     "paper_table4",
     "paper_table5",
+    "plain",
     "plan_table",
     "pretrainings",
     "probes_table",

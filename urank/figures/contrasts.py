@@ -7,7 +7,12 @@ from urank.records import Record
 
 def plain(records: Iterable[Record]) -> list[Record]:
     """Networks trained from their initial weights, one record each: that of the lowest seed."""
-    return [record for record in one_seed(records) if not variant(record)]
+    return one_seed(without_variants(records))
+
+
+def without_variants(records: Iterable[Record]) -> list[Record]:
+    """The plain records of all seeds."""
+    return [record for record in records if not variant(record)]
 
 
 def one_seed(records: Iterable[Record]) -> list[Record]:

@@ -6,7 +6,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from urank import paper
-from urank.figures.contrasts import training, variant
+from urank.figures.contrasts import training, variant, without_variants
 from urank.figures.style import styled
 from urank.records import Record
 
@@ -30,13 +30,15 @@ FORMATS |= dict.fromkeys(["params", "MACs", "images/s"], "{:.2f}")
 
 
 def table1(records: Iterable[Record]) -> pd.DataFrame:
-    """Table 1: networks on ImageNet; see `comparison`."""
-    return comparison(records, paper.table1().rename(columns={"original_top1_finetuned": "baseline_top1"}))
+    """Table 1: networks on ImageNet, variants left out; see `comparison`."""
+    return comparison(
+        without_variants(records), paper.table1().rename(columns={"original_top1_finetuned": "baseline_top1"})
+    )
 
 
 def table3(records: Iterable[Record]) -> pd.DataFrame:
-    """Table 3: VGG and ResNet on CIFAR; see `comparison`."""
-    return comparison(records, paper.table3())
+    """Table 3: VGG and ResNet on CIFAR, variants left out; see `comparison`."""
+    return comparison(without_variants(records), paper.table3())
 
 
 def table4(records: Iterable[Record]) -> pd.DataFrame:
