@@ -59,9 +59,8 @@ def test_an_unknown_part_is_named(tmp_path):
 
 
 def scaled(network, width, images, layers, seconds):
-    return dict(
-        part="scaling", network=network, width=width, images=images, layers=layers, processor=seconds, seconds=seconds
-    )
+    sizes = dict(network=network, width=width, images=images, layers=layers)
+    return sizes | dict(part="scaling", processor=seconds, seconds=seconds, peak_mib=images * width)
 
 
 def test_exponents_are_those_of_the_powers_that_were_put_in():
@@ -74,7 +73,8 @@ def test_exponents_are_those_of_the_powers_that_were_put_in():
     assert powers == pytest.approx(dict(images=1, width=2, layers=0.5))
     figure = speed.scaling(rows)
     assert [axis.get_title() for axis in figure.axes] == [
-        "grows as images$^{1.0}$", "grows as width$^{2.0}$", "grows as layers$^{0.5}$"
+        "grows as images$^{1.0}$", "grows as width$^{2.0}$", "grows as layers$^{0.5}$",
+        "grows as images$^{1.0}$", "grows as width$^{1.0}$", "grows as layers$^{0.0}$",
     ]  # fmt: skip
 
 

@@ -22,7 +22,10 @@ RATIOS = {
     "peak_mib": "memory, MiB",
 }
 SEARCH = RATIOS | {"images": "images", "probes": "probes", "failed": "failed"}
+DELVE = {name: label for name, label in RATIOS.items() if name != "same"} | {"naive_seconds": "delve, s"}
 APPROXIMATION = RATIOS | {
+    "naive_seconds": "exact, s",
+    "seconds": "approximate, s",
     "mlu_exact": "MLU exact %",
     "mlu": "MLU %",
     "largest_rank_difference": "largest change of a rank",
@@ -64,13 +67,17 @@ def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def scaling(rows: pd.DataFrame) -> Figure:
-    """Processor seconds of the exact search against images, width and layers, with the fitted power of each."""
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained", facecolor="white")
-    for axis, (name, frame) in zip(axes, series(rows).items()):
-        power = exponent(frame[name], frame["processor"])
-        axis.plot(frame[name], frame["processor"], "o-", color=COLORS[0])
-        axis.set(xscale="log", yscale="log", xlabel=name, title=f"grows as {name}$^{{{power:.1f}}}$")
-        axis.set_xticks(frame[name], [f"{value:g}" for value in frame[name]])
-        axis.minorticks_off()
-    axes[0].set_ylabel("processor seconds")
+    """Processor seconds and memory of the exact search against images, width and layers, with the fitted powers."""
+    figure, axes = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained", facecolor="white")
+    for column, (name, frame) in zip(axes.T, series(rows).items()):
+        for axis, measure in zip(column, ("processor", "peak_mib")):
+            power = exponent(frame[name], frame[measure])
+            axis.plot(frame[name], frame[measure], "o-", color=COLORS[0])
+            axis.set(xscale="log", yscale="log", title=f"grows as {name}$^{{{power:.1f}}}$")
+            axis.set_xticks(frame[name], [f"{value:g}" for value in frame[name]])
+            axis.set_yticks(frame[measure], [f"{value:.3g}" for value in frame[measure]])
+            axis.minorticks_off()
+        column[1].set_xlabel(name)
+    axes[0, 0].set_ylabel("processor seconds")
+    axes[1, 0].set_ylabel("memory added, MiB")
     return closed(figure)

@@ -59,13 +59,14 @@ def style_protocol(frame: pd.DataFrame, identifier: str) -> Styler:
 
 def protocol_caption(records: Sequence[Record]) -> str:
     """What the table says, in one paragraph of Markdown."""
-    frame = protocol_table(records)
+    frame, experiment = protocol_table(records), records[0]["experiment"]
     lowest, highest = frame["MLU %"].idxmin(), frame["MLU %"].idxmax()
     worst = frame["lost, test"].idxmax()
+    layers, tolerance = len(records[0].plan.layers), records[0].plan.tolerance
     return (
-        f"The MLU lies between {frame['MLU %'].min():.1f} % (*{lowest}*) and {frame['MLU %'].max():.1f} % "
-        f"(*{highest}*). Projected, the network loses most accuracy when searched *{worst}*: "
-        f"{frame['lost, test'].max():.2f} points on the test images. With {len(records[0].plan.layers)} layers and a "
-        f"tolerance of {records[0].plan.tolerance:g} a joint search may lose up to "
-        f"{2 * len(records[0].plan.layers) * records[0].plan.tolerance:g} points on the images that it consults."
+        f"**{experiment['network']} on {experiment['dataset']}.** The MLU lies between {frame['MLU %'].min():.1f} % "
+        f"(*{lowest}*) and {frame['MLU %'].max():.1f} % (*{highest}*). Projected, the network loses most accuracy when "
+        f"searched *{worst}*: {frame['lost, test'].max():.2f} points on the test images. With {layers} layers and a "
+        f"tolerance of {tolerance:g} a joint search may lose up to {2 * layers * tolerance:g} points on the images "
+        "that it consults."
     )

@@ -218,7 +218,7 @@ def provenances(records: Sequence[Record]) -> Styler:
             "width": f"{experiment['width']:g}",
             "epochs": f"{experiment['train']['epochs']} + {experiment['finetune']['epochs']}",
             "tolerance": f"{experiment['tolerance']:g}",
-            "test images": record.plan.total,
+            "search images": record.plan.total,
             "seed": experiment["seed"],
             "minutes": f"{sum(record['seconds'].values()) / 60:.1f}",
             "device": record["made"]["finetune"]["device"],
