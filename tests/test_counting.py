@@ -7,8 +7,9 @@ from urank.counting import SAFETY, Bfloat16, Exact, Screened, Sequential, choose
 from urank.layers import evaluating
 from urank.precision import has_fast_bfloat16
 from urank.replay import Replay
-from urank.search import Validation, search_ranks
+from urank.search import search_ranks
 from urank.subspaces import accumulate_grams
+from urank.validation import Validation
 
 
 @pytest.fixture(scope="module", params=["cnn", "mlp", "residual"])

@@ -179,6 +179,17 @@ def test_batches_are_normalized_complete_and_repeatable():
     assert all(torch.equal(one[0], two[0]) for one, two in zip(seen, batches))
 
 
+def test_batches_in_another_order_have_other_sizes():
+    dataset = small("digits10")
+    order = torch.randperm(200)
+    images, labels = (torch.cat(parts) for parts in zip(*dataset.batches(dataset.test)))
+    batches = dataset.batches(dataset.test, 64).in_order(order, [1, 99, 100])
+    assert [len(labels) for _, labels in batches] == [1, 99, 100] and len(batches) == 3
+    assert torch.cat([x for x, _ in batches]).equal(images[order])
+    assert torch.cat([y for _, y in batches]).equal(labels[order])
+    assert (batches.total, batches.nbytes) == (200, images.nbytes)
+
+
 def test_take_keeps_the_front():
     split = Split(torch.arange(5), torch.arange(5))
     assert split.take(2).labels.tolist() == [0, 1] and len(split.take(None)) == 5

@@ -8,10 +8,14 @@ from conftest import NETWORKS, briefly_trained, in_batches, small_mlp, structure
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+import urank.validation
+from urank import datasets
 from urank.counting import margins
 from urank.decompose import project_network
-from urank.search import Validation, allowed_loss, growing_sizes, search_ranks
+from urank.models import create
+from urank.search import allowed_loss, search_ranks
 from urank.subspaces import accumulate_grams
+from urank.validation import Validation, growing_sizes
 
 
 def small_vit():
@@ -292,6 +296,21 @@ class TestValidation:
         validation = Validation(iter(batches))
         assert validation.total == 10
         assert len(list(validation)) == len(list(validation)) == 3
+
+    def test_leaves_large_data_sets_a_byte_a_pixel(self, monkeypatch):
+        digits = datasets.load("digits10", train=60, test=50)
+        network, batches = create("vgg11", width=0.06).eval(), digits.batches(digits.test, 16)
+        held = Validation(batches).hardest_first(network)
+        monkeypatch.setattr(urank.validation, "HELD", batches.nbytes - 1)
+        left = Validation(batches).hardest_first(network)
+        assert isinstance(left.batches, datasets.Batches) and not isinstance(held.batches, datasets.Batches)
+        assert left.total == held.total == 50
+        for one, other in zip(left, held, strict=True):
+            assert one[0].equal(other[0]) and one[1].equal(other[1])
+        calibration = digits.batches(digits.train)
+        plan = search(network, calibration, batches, tolerance=10)
+        monkeypatch.setattr(urank.validation, "HELD", batches.nbytes)
+        assert search(network, calibration, batches, tolerance=10) == plan
 
     def test_counts_in_evaluation_mode(self, trained):
         network, _, validation = trained("cnn")

@@ -12,9 +12,10 @@ from torch import nn
 
 from urank import datasets, distributed
 from urank.files import write_json, write_tensors, write_weights
-from urank.search import Validation, search_ranks
+from urank.search import search_ranks
 from urank.subspaces import accumulate_grams
 from urank.training import Recipe, evaluate, fit
+from urank.validation import Validation
 
 
 def main(folder: Path) -> None:

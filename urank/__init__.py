@@ -16,11 +16,12 @@ from urank.plan import LayerRank, Probe, RankPlan
 from urank.profiles import load_profile, reproduce
 from urank.records import Experiment, Record
 from urank.replay import Replay
-from urank.search import Validation, search_ranks
+from urank.search import search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, projector
 from urank.training import Recipe, evaluate, fit
 from urank.uses import separate_uses
 from urank.utilization import error_bound, mean_layer_utilization, project_weight, utilized_rank
+from urank.validation import Validation
 
 __all__ = [
     "Cost",

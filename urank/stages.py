@@ -30,6 +30,7 @@ from urank.search import search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
 from urank.training import Recipe, check_time, evaluate, fit, last_layer
 from urank.utilization import project_weight
+from urank.validation import Validation
 
 ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
 # The weights and matrices that a stage leaves beside its JSON file.
@@ -284,7 +285,7 @@ def _sweep(work: Work) -> dict:
     if not work.experiment.sweep:
         return dict(rows=[])
     network, grams = work.original(), work.grams()
-    layers, replay = matrix_layers(network), Replay(network, list(work.validation))
+    layers, replay = matrix_layers(network), Replay(network, Validation(work.validation))
     rows = []
     with evaluating(network):
         for name in (name for name in grams if name in work.experiment.sweep):

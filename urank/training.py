@@ -25,7 +25,7 @@ from urank.distributed import is_first, processes, total, totals
 from urank.files import read_checkpoint, write_checkpoint
 from urank.layers import evaluating, matrix_layers, watch_inputs
 from urank.precision import autocast
-from urank.search import Validation
+from urank.validation import Validation
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ Images are uint8 until a batch is normalized. A `Split` holds them, so that a da
 whole; a `FileSplit` knows their files and reads them when they are asked for.
 """
 
+import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, part: slice) -> "Split":
+    def __getitem__(self, part: Rows) -> "Split":
         return Split(self.images[part], self.labels[part])
 
     def take(self, count: int | None) -> "Split":
@@ -108,7 +110,7 @@ class FileSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, part: slice) -> "FileSplit":
+    def __getitem__(self, part: Rows) -> "FileSplit":
         return replace(self, paths=self.paths[part], labels=self.labels[part])
 
     def take(self, count: int | None) -> "FileSplit":
@@ -121,7 +123,7 @@ class FileSplit:
     def to(self, device: torch.device | str) -> Split:
         """All images, decoded, in the memory of `device`: 150 KB each at 224 pixels."""
         images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8, device=device)
-        rows = in_order(len(self), READ_AT_ONCE)
+        rows = consecutive(len(self), READ_AT_ONCE)
         bar = tqdm(self.feed(device).batches(rows), "reading images", len(rows), leave=False, disable=not is_first())
         for chosen, (some, _) in zip(rows, bar):
             images[chosen] = some
@@ -176,7 +178,7 @@ class Dataset:
         return Batches(self, split, batch_size)
 
 
-def in_order(count: int, batch_size: int) -> list[slice]:
+def consecutive(count: int, batch_size: int) -> list[slice]:
     return [slice(start, start + batch_size) for start in range(0, count, batch_size)]
 
 
@@ -188,18 +190,42 @@ def on_device(channels: tuple[float, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Batches:
-    """A re-iterable of normalized (images, labels) batches."""
+    """A re-iterable of normalized (images, labels) batches.
+
+    Attributes:
+        batch_size: images a batch, the last one excepted.
+        sizes: of each batch, where they are not all of `batch_size`.
+    """
 
     dataset: Dataset
     split: Split | FileSplit
     batch_size: int
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return len(self.split)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all images, normalized."""
+        return 4 * self.total * math.prod(self.dataset.image_shape)
 
     def __len__(self) -> int:
-        return -(-len(self.split) // self.batch_size)
+        return len(self.rows())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.split.batches(in_order(len(self.split), self.batch_size)):
+        for images, labels in self.split.batches(self.rows()):
             yield self.dataset.normalize(images), labels
+
+    def rows(self) -> list[slice]:
+        if not self.sizes:
+            return consecutive(self.total, self.batch_size)
+        return [slice(end - size, end) for size, end in zip(self.sizes, accumulate(self.sizes))]
+
+    def in_order(self, order: Tensor, sizes: Sequence[int]) -> "Batches":
+        """The same images in the order of the indices `order` (n,), in batches of these sizes."""
+        return replace(self, split=self.split[order.to(self.split.labels.device)], sizes=tuple(sizes))
 
 
 def from_arrays(name: str, classes: int, x_train, y_train, x_test, y_test) -> Dataset:

@@ -1,0 +1,143 @@
+"""The images and labels that a search consults, and how correct ones are counted."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from urank.counting import margins
+from urank.distributed import processes, share, totals
+from urank.layers import evaluating
+from urank.plan import COUNTS
+from urank.subspaces import images_of
+
+HELD = 4 << 30  # bytes of images in floating point; 28,000 of 224 x 224 pixels
+
+
+class Validation:
+    """The images and labels that a search consults, and how correct ones are counted.
+
+    Args:
+        batches: a re-iterable of (images, labels); read once and held. Only a data set's batches of more than `HELD`
+            bytes stay a byte a pixel and are normalized each time they are asked for.
+        counts: what the labels are, for the plan to say: "labels", or "agreement" (see there).
+
+    Raises:
+        ValueError: there is no image, or another `counts`.
+    """
+
+    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]], counts: str = "labels"):
+        if counts not in COUNTS:
+            raise ValueError(f"a validation counts 'labels' or 'agreement', got {counts!r}")
+        self.batches = batches if getattr(batches, "nbytes", 0) > HELD else Held(batches)
+        self.counts, self.total = counts, self.batches.total
+        if self.total == 0:
+            raise ValueError("the validation set is empty: the search needs images to count correct ones")
+
+    @classmethod
+    def agreement(cls, model: nn.Module, batches: Iterable) -> "Validation":
+        """Images labelled with what `model` itself predicts, for a search in a network without labelled data.
+
+        Ours, not the paper's. All images count as correct at first, and each that is answered otherwise later as lost:
+        on these images the accuracy, whatever their labels, falls by no more than the agreement does.
+
+        Args:
+            batches: batches of images, or of (images, anything), on the model's device.
+
+        Raises:
+            ValueError: there is no image.
+            FloatingPointError: the logits hold NaN or infinity.
+        """
+        with evaluating(model):
+            images = [images for images in map(images_of, batches) if len(images)]
+            return cls([(batch, finite(model(batch)).argmax(1)) for batch in images], counts="agreement")
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def count_correct(self, model: nn.Module) -> int:
+        """How many images `model` classifies correctly, in evaluation mode.
+
+        Raises:
+            ValueError: a label that the model has no output for.
+            FloatingPointError: the logits hold NaN or infinity.
+        """
+        with evaluating(model):
+            return totals(sum(_checked_correct(model(images), labels) for images, labels in share(self)))[0]
+
+    def hardest_first(self, model: nn.Module) -> "Validation":
+        """The same images in the order of the margin by which `model` gets them right, the smallest first.
+
+        A probe that fails then fails after a few batches. The margin is the label's logit less the largest other.
+        """
+        with evaluating(model):
+            order = torch.cat([margins(model(images), labels) for images, labels in self]).argsort(stable=True)
+        return self._in_order(order)
+
+    def shuffled(self) -> "Validation":
+        """The same images in a random order, always the same one."""
+        return self._in_order(torch.randperm(self.total, generator=torch.Generator().manual_seed(0)))
+
+    def shared(self) -> "Validation":
+        """This process's share of every batch.
+
+        Raises:
+            ValueError: fewer images than processes.
+        """
+        number, count = processes()
+        if self.total < count:
+            raise ValueError(f"{self.total} validation images cannot be shared among {count} processes")
+        if count == 1:
+            return self
+        return Validation([(images[number::count], labels[number::count]) for images, labels in self], self.counts)
+
+    def _in_order(self, order: Tensor) -> "Validation":
+        sizes = growing_sizes(self.total, self.batches.batch_size, least=processes()[1])
+        return Validation(self.batches.in_order(order, sizes), self.counts)
+
+
+class Held:
+    """Batches of (images, labels) in memory, empty ones left out.
+
+    Attributes:
+        total: number of images.
+        batch_size: of the largest batch.
+    """
+
+    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]):
+        self.batches = [(images, labels) for images, labels in batches if len(labels)]
+        sizes = [len(labels) for _, labels in self.batches]
+        self.total, self.batch_size = sum(sizes), max(sizes, default=0)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.batches)
+
+    def in_order(self, order: Tensor, sizes: Sequence[int]) -> "Held":
+        """The same images in the order of the indices `order` (n,), in batches of these sizes."""
+        images, labels = (torch.cat(parts)[order.to(parts[0].device)] for parts in zip(*self.batches))
+        return Held(zip(images.split(sizes), labels.split(sizes)))
+
+
+def growing_sizes(total: int, most: int, least: int) -> list[int]:
+    """Sizes of batches of `total` images: few at first, where a failure shows, then twice as many up to `most`."""
+    sizes, size = [], max(1, most // 32, least)
+    while sum(sizes) < total:
+        sizes.append(min(size, total - sum(sizes)))
+        size = max(least, min(2 * size, most))
+    if sizes[-1] < least and len(sizes) > 1:  # every process needs an image of every batch
+        sizes[-2:] = [sum(sizes[-2:])]
+    return sizes
+
+
+def _checked_correct(logits: Tensor, labels: Tensor) -> int:
+    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, but the network has {logits.shape[1]} classes"
+        )
+    return int((finite(logits).argmax(1) == labels).sum())
+
+
+def finite(logits: Tensor) -> Tensor:
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError("the network's logits hold NaN or infinity; check its weights and the images")
+    return logits
