@@ -11,6 +11,8 @@ Snakemake's executors run what is independent side by side. The target `experime
 import sys
 from pathlib import Path
 
+import torch
+
 from urank.provenance import code_files
 from urank.profiles import ROOT, load_profile
 
@@ -18,8 +20,10 @@ PROFILE = load_profile(config.get("profile", "quick"))
 BUILD = f"build/{PROFILE.name}"
 SITE = f"{BUILD}/site"  # what Jupyter Book is given: the pages, and executed copies of the notebooks beside them
 HTML = f"{BUILD}/_build/html"
-# Of one experiment. By default those that can begin at once share the cores; a cluster is told how many each gets.
-AT_ONCE = sum(experiment.start is None for experiment in PROFILE.experiments.values())
+# Of one experiment. By default those that can begin at once share the cores, and one at a time has the GPU where there
+# is one; a cluster is told how many each gets.
+FIRST = sum(experiment.start is None for experiment in PROFILE.experiments.values())
+AT_ONCE = 1 if torch.cuda.is_available() else FIRST
 THREADS = int(config.get("threads", max(1, (workflow.cores or 1) // AT_ONCE)))
 PYTHON, JUPYTER_BOOK = sys.executable, Path(sys.executable).parent / "jupyter-book"
 

@@ -119,7 +119,7 @@ class TestSequential:
         images = nn.functional.one_hot(right[order], 2).float()
         batches = in_batches(images, torch.ones(1000, dtype=torch.long), 50)
         counter = counter_of(Sequential, network, batches)
-        counter.right, counter.before = torch.ones(1000, dtype=torch.bool), 1000
+        counter.right, counter.before, counter.batches = torch.ones(1000, dtype=torch.bool), 1000, len(batches)
         return counter
 
     def test_accepts_a_lossless_probe_early(self):

@@ -26,6 +26,14 @@ def pins():
     return {normalized(match[1]): match[3] for match in map(PINNED.fullmatch, REQUIREMENTS) if match}
 
 
+def test_every_package_of_the_project_is_installed():
+    """An editable installation has them all; one that is not has those that setuptools finds."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert wanted == ["urank*"]
+    folders = {path.parent for path in (ROOT / "urank").rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
 def test_every_requirement_is_pinned():
     assert [line for line in REQUIREMENTS if not PINNED.fullmatch(line)] == []
     assert len(pins()) == len(REQUIREMENTS) > 0

@@ -316,20 +316,27 @@ class TestProtocol:
         taken = plain["experiment"]["train"] | dict(epochs=0)
         isolated = again(plain, variant="isolated", mode="isolated", train=taken)
         backward = again(plain, variant="backward", order="backward", train=taken, calibration=None)
-        halved = [entry | dict(rank=1) for entry in plain.plan.to_dict()["layers"]]
-        held_out = altered(again(plain, variant="held-out", holdout=5000), plan__layers=halved, accuracy__projected=5.0)
+        least = [entry | dict(rank=1) for entry in plain.plan.to_dict()["layers"]]
+        held_out = altered(again(plain, variant="held-out", holdout=5000), plan__layers=least, accuracy__projected=5.0)
         return [plain, altered(isolated, plan__mode="isolated"), backward, held_out]
 
     def test_chooses_searches_of_one_network(self, several, ways):
         assert figures.protocols([*ways[::-1], *several[1:]]) == [[ways[0], *ways[:0:-1]]]
 
+    def test_takes_another_network_for_none_of_its_searches(self, ways):
+        plain, isolated, *_ = ways
+        assert figures.protocols([plain, altered(isolated, accuracy__original=79.0)]) == []
+
+    def test_ways_of_one_name_are_two_rows(self, ways):
+        assert len(figures.protocol_table([*ways, ways[1]])) == 5
+
     def test_table_compares_with_the_first(self, ways):
         frame, plain = figures.protocol_table(ways), ways[0]
         assert frame.index.tolist() == [
-            "150 calibration images",
-            "each layer by itself, 150 calibration images",
-            "backward",
-            "150 calibration images, on 5,000 held-out images",
+            "as everywhere else",
+            "each layer by itself",
+            "backward, all calibration images",
+            "on 5,000 held-out images",
         ]
         assert frame["MLU %"].iloc[0] == pytest.approx(100 * plain.plan.mlu)
         most = max(entry.utilization - 1 / min(entry.d, entry.m) for entry in plain.plan.layers)
@@ -342,8 +349,8 @@ class TestProtocol:
 
     def test_caption_names_the_extremes(self, ways):
         caption, frame = figures.protocol_caption(ways), figures.protocol_table(ways)
-        assert f"between {frame['MLU %'].min():.1f} % (*150 calibration images, on 5,000 held-out images*)" in caption
-        assert "searched *150 calibration images, on 5,000 held-out images*: 75.00 points" in caption
+        assert f"between {frame['MLU %'].min():.1f} % (*on 5,000 held-out images*)" in caption
+        assert "searched *on 5,000 held-out images*: 75.00 points" in caption
 
     def test_snapshot_names_the_ways(self, ways):
         lines = figures.snapshot(ways).axes[0].get_lines()[1:-1:2]

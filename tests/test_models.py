@@ -283,13 +283,29 @@ class TestPublishedWeights:
             create("timm/test_resnet", 1000, pretrained=True, pretrained_cfg_overlay=overlay)
         assert not (tmp_path / "opened").exists()
 
-    def test_their_network_is_built_without_them(self, cached):
-        """`cached` is an empty folder: nothing could be read."""
+    def test_their_network_is_built_without_them(self, cached, monkeypatch):
+        """`cached` is an empty folder, and nothing can be downloaded."""
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         create("torchvision/squeezenet1_1", 1000, pretrained="IMAGENET1K_V1", fetch=False)
         create("timm/test_resnet", 1000, pretrained="r160_in1k", fetch=False)
         with torch.device("meta"):
             large = create("torchvision/vit_b_16", 1000, pretrained="IMAGENET1K_SWAG_E2E_V1", fetch=False)
         assert large.image_size == 384
+
+    @pytest.mark.parametrize("name", ["googlenet", "inception_v3", "vit_b_32", "resnet18"])
+    def test_their_network_is_the_one_they_fit(self, name):
+        """Its state has the names and shapes that torchvision's own has after loading them."""
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        with torch.device("meta"):
+            built = create(f"torchvision/{name}", 1000, pretrained=True, fetch=False)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(type(weights), "get_state_dict", lambda *_, **__: {})
+                patch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
+                theirs = torchvision.models.get_model(name, weights=weights)
+        shapes = [{key: tensor.shape for key, tensor in model.state_dict().items()} for model in (built, theirs)]
+        assert shapes[0] == shapes[1]
+        assert getattr(built, "transform_input", None) == getattr(theirs, "transform_input", None)
 
     def test_without_a_connection_torchvision_s_are_a_clear_error(self, cached, monkeypatch):
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

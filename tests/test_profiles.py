@@ -83,7 +83,9 @@ class TestCommittedProfiles:
     def test_say_what_every_notebook_shows(self, name):
         notebooks = load_profile(name).notebooks
         assert set(notebooks) == {path.stem for path in (profiles.ROOT / "notebooks").glob("*.ipynb")}
-        measuring = [page for page in notebooks if page.startswith(("figure", "table")) and "table2" not in page]
+        measuring = [
+            page for page in notebooks if page.startswith(("figure", "table", "protocol")) and "table2" not in page
+        ]
         assert all(notebooks[page] for page in measuring)  # the others run nothing
 
 

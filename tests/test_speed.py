@@ -78,6 +78,12 @@ def test_exponents_are_those_of_the_powers_that_were_put_in():
     ]  # fmt: skip
 
 
+def test_memory_is_left_out_where_it_is_not_known():
+    rows = pd.DataFrame([scaled("a", 0.25, n, 9, n) | dict(peak_mib=0) for n in (100, 200)])
+    rows = pd.concat([rows, pd.DataFrame([scaled("a", 0.5, 100, 9, 4), scaled("b", 0.25, 100, 11, 4)])])
+    assert len(speed.scaling(rows).axes) == 3
+
+
 def test_a_table_without_its_rows_is_empty(tmp_path):
     path = tmp_path / "speed.json"
     path.write_text(json.dumps(dict(hardware={}, rows=[scaled("a", 1, 1, 1, 1) | dict.fromkeys(speed.RATIOS, 1)])))

@@ -64,6 +64,29 @@ def test_another_network_than_the_paper_s_is_not_compared(record, other):
     assert frame["verdict"].tolist() == ["not run"]
 
 
+def test_table_5_is_one_network_at_several_tolerances(record):
+    place = dict(dataset="imagenet-1k", network="torchvision/vit_b_16", tolerance=0.1, pretrained="V1")
+    taken = record["experiment"]["train"] | dict(epochs=0)
+    plain = seeded(record, 0, 80.0, **place, train=taken)
+    others = [
+        seeded(record, 0, 60.0, **place | dict(pretrained="SWAG"), train=taken, variant="linear-probe"),
+        seeded(record, 0, 80.0, **place, train=taken, variant="isolated", mode="isolated"),
+    ]
+    strict = seeded(record, 0, 80.0, **place | dict(tolerance=0.01), train=taken, variant="eps")
+    frame = status.table([plain, *others, strict])
+    for tolerance in ("0.1", "0.01"):
+        row = rows(frame, f"Table 5: ViTB16, {tolerance}").loc["original %"]
+        assert (row["ours"], row["runs"]) == (80.0, 1)
+
+
+def test_what_was_not_fine_tuned_is_said_to_be_missing(record):
+    recipe = record["experiment"]["finetune"] | dict(epochs=0)
+    frame = status.table([seeded(record, 0, 91.0, finetune=recipe)])
+    assert "change" not in rows(frame, "Table 3: VGG11, cifar10").index
+    [missing] = frame[frame["item"] == "Table 3: VGG11, cifar10, change"].to_dict("records")
+    assert missing["verdict"] == "not run" and missing["needs"].startswith("fine-tuning: a GPU")
+
+
 def test_figure_1_is_the_least_energy_that_is_enough(record):
     lost = [9, 9, 9, 1, 0] + [0] * 9  # one of 80 images is the tolerance
     sweep = [row for row in record["sweep"] if row["layer"] == "features.8"]

@@ -101,9 +101,10 @@ def show(record: Annotated[Path, typer.Argument(help="A record.json, or a file o
 def summary(name: str, record: Record) -> str:
     """One line: accuracies, MLU and savings of a record."""
     accuracy = record["accuracy"]
+    finetuned = f"-> {accuracy['finetuned']:.2f} % fine-tuned" if record.finetuned else "(not fine-tuned)"
     return (
         f"{name}: {accuracy['original']:.2f} % -> {accuracy['decomposed']:.2f} % decomposed "
-        f"-> {accuracy['finetuned']:.2f} % fine-tuned; "
+        f"{finetuned}; "
         f"MLU {100 * record.plan.mlu:.1f} % (W: {100 * record.plan.weight_mlu:.1f} %); "
         f"params x {record.params_ratio:.2f}, MACs x {record.macs_ratio:.2f}"
     )

@@ -144,7 +144,8 @@ class Sequential(Exact):
     confidence = 0.95
 
     def prepare(self) -> int:
-        self.right = torch.cat([logits.argmax(1) == labels for logits, labels in self.outputs()])
+        right = [logits.argmax(1) == labels for logits, labels in self.outputs()]
+        self.right, self.batches = torch.cat(right), len(right)
         [self.before] = totals(int(self.right.sum()))
         return self.before
 
@@ -153,7 +154,7 @@ class Sequential(Exact):
         from scipy.stats import hypergeom  # takes a second, which only this counter waits for
 
         gained = lost = wrong = seen = own = 0
-        risk = (1 - self.confidence) / len(list(self.replay.batches))
+        risk = (1 - self.confidence) / self.batches
         for logits, labels in self.outputs():
             now, before = logits.argmax(1) == labels, self.right[own : own + len(labels)]
             own += len(labels)

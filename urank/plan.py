@@ -33,8 +33,8 @@ class LayerRank:
     """One layer's outcome: W is d x m, S and T have k_s and k_t dimensions, W' has utilized rank `rank`.
 
     `weight_rank` is the same count for the unaltered W. `correct` is the number of validation images classified
-    correctly with this layer's projections in place (in joint mode also those of the layers before it); None where no
-    accuracy was consulted.
+    correctly with this layer's projections in place (in joint mode also those of the layers searched before it); None
+    where no accuracy was consulted.
     """
 
     layer: str

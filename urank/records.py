@@ -206,6 +206,10 @@ def check_start(experiment: Experiment, start: Experiment) -> None:
             f"{experiment.name} is a {experiment.network} of width {experiment.width:g}: it cannot start from "
             f"{start.name}, a {start.network} of width {start.width:g}"
         )
+    if start.pretrained is not None:
+        raise ValueError(
+            f"{experiment.name} cannot start from {start.name}, whose weights are published: name these as `pretrained`"
+        )
     if start.dataset == experiment.dataset and start.holdout < experiment.holdout:
         raise ValueError(
             f"{experiment.name} holds out {experiment.holdout} images, on some of which {start.name} was trained: let "

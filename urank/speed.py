@@ -67,17 +67,23 @@ def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def scaling(rows: pd.DataFrame) -> Figure:
-    """Processor seconds and memory of the exact search against images, width and layers, with the fitted powers."""
-    figure, axes = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained", facecolor="white")
+    """Processor seconds and memory of the exact search against images, width and layers, with the fitted powers.
+
+    Memory is left out where the system did not tell it.
+    """
+    told = (rows.loc[rows["part"] == "scaling", "peak_mib"] > 0).all()
+    measures = {"processor": "processor seconds"} | ({"peak_mib": "memory added, MiB"} if told else {})
+    size = (9, 2.8 * len(measures))
+    figure, axes = plt.subplots(len(measures), 3, figsize=size, squeeze=False, layout="constrained", facecolor="white")
     for column, (name, frame) in zip(axes.T, series(rows).items()):
-        for axis, measure in zip(column, ("processor", "peak_mib")):
+        for axis, measure in zip(column, measures):
             power = exponent(frame[name], frame[measure])
             axis.plot(frame[name], frame[measure], "o-", color=COLORS[0])
             axis.set(xscale="log", yscale="log", title=f"grows as {name}$^{{{power:.1f}}}$")
             axis.set_xticks(frame[name], [f"{value:g}" for value in frame[name]])
             axis.set_yticks(frame[measure], [f"{value:.3g}" for value in frame[measure]])
             axis.minorticks_off()
-        column[1].set_xlabel(name)
-    axes[0, 0].set_ylabel("processor seconds")
-    axes[1, 0].set_ylabel("memory added, MiB")
+        column[-1].set_xlabel(name)
+    for axis, label in zip(axes[:, 0], measures.values()):
+        axis.set_ylabel(label)
     return closed(figure)

@@ -98,7 +98,7 @@ class Work:
     @property
     def calibration(self) -> Batches:
         split = self.dataset.train.take(self.experiment.calibration)
-        return self.dataset.batches(split.to(self.device))
+        return self.dataset.batches(split.feed(self.device))  # read once: files need not be held
 
     @cached_property
     def validation(self) -> Batches:

@@ -13,7 +13,7 @@ from pandas.io.formats.style import Styler
 
 from urank import models, paper, profiles
 from urank.attention import explicit_attention
-from urank.figures.contrasts import variant
+from urank.figures.contrasts import at_another_tolerance, beside_plain, from_other_weights, variant, without_variants
 from urank.figures.snapshot import peak_layer
 from urank.figures.style import styled
 from urank.figures.tables import SAME, grouped, measured_row
@@ -113,17 +113,27 @@ def paper_rows() -> list[Row]:
 
 def compared(row: Row, records: list[Record]) -> list[dict]:
     """A line for each quantity of one row; one line that says what is needed where it has not been measured."""
-    searched = "variant" in row.same or "tolerance" in row.same  # tables whose rows are variants
-    full = [one for one in records if one["experiment"]["width"] == 1 and (searched or not variant(one))]
-    seeds = grouped(full, list(row.same)).get(tuple(row.same.values()), [])
+    full = [one for one in records if one["experiment"]["width"] == 1]
+    seeds = grouped(in_table(row, full), list(row.same)).get(tuple(row.same.values()), [])
     if not seeds:
         return [missing(row.item, PAGES[row.table], needs(row))]
     measured = pd.DataFrame([measured_row(record) for record in seeds])
+    printed = {quantity: column for quantity, column in QUANTITIES.items() if pd.notna(row.printed[column])}
     return [
         line(row.item, quantity, row.printed[column], measured[column].tolist(), seeds[0], PAGES[row.table])
-        for quantity, column in QUANTITIES.items()
-        if pd.notna(row.printed[column]) and measured[column].notna().all()  # a network may not be fine-tuned
+        if measured[column].notna().all()
+        else missing(f"{row.item}, {quantity}", PAGES[row.table], f"fine-tuning: {needs(row)}")
+        for quantity, column in printed.items()
     ]
+
+
+def in_table(row: Row, records: list[Record]) -> list[Record]:
+    """The records that a table's rows are measured by: of other weights, at other tolerances, or no variants."""
+    if "variant" in row.same:
+        return beside_plain(records, from_other_weights)
+    if "tolerance" in row.same:
+        return beside_plain(records, at_another_tolerance)
+    return without_variants(records)
 
 
 def line(item: str, quantity: str, printed: float, ours: list[float], record: Record, page: str) -> dict:

@@ -11,7 +11,7 @@ from urank.layers import evaluating
 from urank.plan import COUNTS
 from urank.subspaces import images_of
 
-HELD = 4 << 30  # bytes of images in floating point; 28,000 of 224 x 224 pixels
+HELD = 4 << 30  # bytes of images in floating point; 7,000 of 224 x 224 pixels
 
 
 class Validation:
@@ -19,7 +19,7 @@ class Validation:
 
     Args:
         batches: a re-iterable of (images, labels); read once and held. Only a data set's batches of more than `HELD`
-            bytes stay a byte a pixel and are normalized each time they are asked for.
+            bytes stay a byte a channel, where their split holds them, and are normalized each time they are asked for.
         counts: what the labels are, for the plan to say: "labels", or "agreement" (see there).
 
     Raises:
@@ -89,10 +89,11 @@ class Validation:
             raise ValueError(f"{self.total} validation images cannot be shared among {count} processes")
         if count == 1:
             return self
-        return Validation([(images[number::count], labels[number::count]) for images, labels in self], self.counts)
+        rows = [part[number::count] for part in torch.arange(self.total).split(self.batches.sizes)]
+        return Validation(self.batches.in_order(torch.cat(rows), [len(part) for part in rows]), self.counts)
 
     def _in_order(self, order: Tensor) -> "Validation":
-        sizes = growing_sizes(self.total, self.batches.batch_size, least=processes()[1])
+        sizes = growing_sizes(self.total, max(self.batches.sizes), least=processes()[1])
         return Validation(self.batches.in_order(order, sizes), self.counts)
 
 
@@ -100,14 +101,14 @@ class Held:
     """Batches of (images, labels) in memory, empty ones left out.
 
     Attributes:
+        sizes: number of images in each batch.
         total: number of images.
-        batch_size: of the largest batch.
     """
 
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]):
         self.batches = [(images, labels) for images, labels in batches if len(labels)]
-        sizes = [len(labels) for _, labels in self.batches]
-        self.total, self.batch_size = sum(sizes), max(sizes, default=0)
+        self.sizes = [len(labels) for _, labels in self.batches]
+        self.total = sum(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches)

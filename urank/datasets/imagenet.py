@@ -23,6 +23,8 @@ def read_imagenet(
 ) -> Dataset:
     """ImageNet-1k from `folder`/train and `folder`/val; its validation images are what is called `test` here.
 
+    In each, a folder a class, named by its WordNet id: published networks number the classes in the order of these.
+
     The images of each part come in one random order, always the same, so that a part taken from the front is a fair
     sample. Nothing is read before it is asked for. `models.preprocessing` gives the options that published weights
     were trained for.
@@ -59,4 +61,5 @@ def image_folder(folder: Path) -> ImageFolder:
 
 def shuffled(images: ImageFolder, view: View) -> FileSplit:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return FileSplit(np.array([path for path, _ in images.samples])[order], torch.tensor(images.targets)[order], view)
+    paths = np.array([path for path, _ in images.samples], dtype=object)
+    return FileSplit(paths[order], torch.tensor(images.targets)[order], view)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from urank.distributed import is_first
 
-READERS = min(16, os.cpu_count() or 1)  # threads that decode; the libraries that do it release the interpreter
+THREADS = min(16, os.cpu_count() or 1)  # that decode; the libraries that do it release the interpreter
 AHEAD = 3  # batches that are being read while one is in use
 READ_AT_ONCE = 256  # images, when all of a split are read
 Rows = Tensor | slice  # which images: their indices, or from where to where
@@ -102,7 +102,7 @@ class View:
 class FileSplit:
     """Image files and int64 labels (n,), read and decoded by several threads; the interface is that of `Split`."""
 
-    paths: np.ndarray  # of str: a list of Python's would take gigabytes for millions of files
+    paths: np.ndarray  # of str
     labels: Tensor
     view: View
     device: torch.device = torch.device("cpu")  # to which batches go
@@ -123,7 +123,7 @@ class FileSplit:
     def to(self, device: torch.device | str) -> Split:
         """All images, decoded, in the memory of `device`: 150 KB each at 224 pixels."""
         images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8, device=device)
-        rows = consecutive(len(self), READ_AT_ONCE)
+        rows = consecutive(even_sizes(len(self), READ_AT_ONCE))
         bar = tqdm(self.feed(device).batches(rows), "reading images", len(rows), leave=False, disable=not is_first())
         for chosen, (some, _) in zip(rows, bar):
             images[chosen] = some
@@ -134,17 +134,17 @@ class FileSplit:
         return replace(self, device=torch.device(device))
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
-        with ThreadPoolExecutor(READERS) as readers:
-            pending: deque[tuple[Rows, list[Future]]] = deque()
+        with ThreadPoolExecutor(THREADS) as readers:
+            pending: deque[tuple[slice | np.ndarray, list[Future]]] = deque()
             for chosen in rows:
-                chosen = chosen if isinstance(chosen, slice) else chosen.cpu()
+                chosen = chosen if isinstance(chosen, slice) else chosen.cpu().numpy()
                 pending.append((chosen, [readers.submit(self.view.read, path) for path in self.paths[chosen]]))
                 if len(pending) > AHEAD:
                     yield self._collected(*pending.popleft())
             while pending:
                 yield self._collected(*pending.popleft())
 
-    def _collected(self, chosen: Rows, images: list[Future]) -> tuple[Tensor, Tensor]:
+    def _collected(self, chosen: slice | np.ndarray, images: list[Future]) -> tuple[Tensor, Tensor]:
         decoded = torch.stack([image.result() for image in images])
         return decoded.to(self.device), self.labels[chosen].to(self.device)
 
@@ -175,11 +175,17 @@ class Dataset:
 
     def batches(self, split: Split | FileSplit, batch_size: int = 256) -> "Batches":
         """Normalized (images, labels) batches of `split` in their stored order."""
-        return Batches(self, split, batch_size)
+        return Batches(self, split, even_sizes(len(split), batch_size))
 
 
-def consecutive(count: int, batch_size: int) -> list[slice]:
-    return [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+def even_sizes(total: int, batch_size: int) -> tuple[int, ...]:
+    """Sizes of batches of `total` images: all of `batch_size`, the last one of what is left."""
+    return tuple(min(batch_size, total - start) for start in range(0, total, batch_size))
+
+
+def consecutive(sizes: Sequence[int]) -> list[slice]:
+    """From where to where batches of these sizes go."""
+    return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes))]
 
 
 @cache
@@ -193,14 +199,12 @@ class Batches:
     """A re-iterable of normalized (images, labels) batches.
 
     Attributes:
-        batch_size: images a batch, the last one excepted.
-        sizes: of each batch, where they are not all of `batch_size`.
+        sizes: number of images in each batch.
     """
 
     dataset: Dataset
     split: Split | FileSplit
-    batch_size: int
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[int, ...]
 
     @property
     def total(self) -> int:
@@ -212,16 +216,11 @@ class Batches:
         return 4 * self.total * math.prod(self.dataset.image_shape)
 
     def __len__(self) -> int:
-        return len(self.rows())
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.split.batches(self.rows()):
+        for images, labels in self.split.batches(consecutive(self.sizes)):
             yield self.dataset.normalize(images), labels
-
-    def rows(self) -> list[slice]:
-        if not self.sizes:
-            return consecutive(self.total, self.batch_size)
-        return [slice(end - size, end) for size, end in zip(self.sizes, accumulate(self.sizes))]
 
     def in_order(self, order: Tensor, sizes: Sequence[int]) -> "Batches":
         """The same images in the order of the indices `order` (n,), in batches of these sizes."""

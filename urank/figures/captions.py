@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from urank import datasets, paper
-from urank.figures.contrasts import training, variant
+from urank.figures.contrasts import training, variant, without_variants
 from urank.figures.tables import baseline
 from urank.records import Record
 
 
 def table1_caption(records: Sequence[Record]) -> str:
-    """What the rows of Table 1 say together."""
+    """What the rows of Table 1 say together, variants left out."""
+    records = without_variants(records)
     least, most = extremes(records, lambda record: record.plan.mlu)
     useless = sum(not entry.useful for record in records for entry in record.plan.layers)
     layers = sum(len(record.plan.layers) for record in records)
@@ -40,13 +41,19 @@ def table3_caption(record: Record) -> str:
     return (
         f"**{experiment['network']} on {experiment['dataset']}.** Splitting all {len(record.plan.layers)} layers at "
         f"their utilized ranks takes the accuracy from {accuracy['original']:.2f} % to {accuracy['decomposed']:.2f} %; "
-        f"{experiment['finetune']['epochs']} epochs of fine-tuning bring it to {accuracy['finetuned']:.2f} %. "
-        f"{len(useful)} layers are smaller as two; with only these split the network has "
+        f"{after_finetuning(record)}. {len(useful)} layers are smaller as two; with only these split the network has "
         f"{record['cost']['compact']['params'] / 1e6:.2f} M of {record['cost']['original']['params'] / 1e6:.2f} M "
         f"parameters and takes {record['cost']['compact']['macs'] / 1e6:.1f} M of "
         f"{record['cost']['original']['macs'] / 1e6:.1f} M MACs an image."
         f"{against_baseline(record)}{against_paper(record)}"
     )
+
+
+def after_finetuning(record: Record) -> str:
+    if not record.finetuned:
+        return "it is not fine-tuned"
+    epochs, accuracy = record["experiment"]["finetune"]["epochs"], record["accuracy"]["finetuned"]
+    return f"{epochs} epochs of fine-tuning bring it to {accuracy:.2f} %"
 
 
 def against_baseline(record: Record) -> str:
@@ -101,8 +108,12 @@ def table5_caption(records: Sequence[Record]) -> str:
 def accuracy_changes(records: Sequence[Record]) -> str:
     """From where to where the accuracies move; only before fine-tuning where a network was not fine-tuned."""
     worst, best = extremes(records, gain)
-    done = "Split and fine-tuned" if all(record.finetuned for record in records) else "Split, not all fine-tuned"
-    return f"{done}, accuracy moves by {gain(worst):+.1f} ({named(worst)}) to {gain(best):+.1f} points ({named(best)})."
+    finetuned = sum(record.finetuned for record in records)
+    how = "fine-tuned" if finetuned == len(records) else f"{finetuned} of {len(records)} fine-tuned"
+    return (
+        f"Split and {how}, accuracy moves by {gain(worst):+.1f} ({named(worst)}) to {gain(best):+.1f} points "
+        f"({named(best)})."
+    )
 
 
 def gain(record: Record) -> float:

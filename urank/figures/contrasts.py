@@ -4,9 +4,12 @@ from collections.abc import Callable, Iterable
 
 from urank.records import Record
 
+# Of a search, and what a record has that does not say it.
+SETTINGS = dict(mode="joint", order="forward", holdout=0, calibration=None, validation=None)
+
 
 def plain(records: Iterable[Record]) -> list[Record]:
-    """Networks trained from their initial weights, one record each: that of the lowest seed."""
+    """Networks that are no variant of another, one record each: that of the lowest seed."""
     return one_seed(without_variants(records))
 
 
@@ -47,50 +50,67 @@ def complexities(records: Iterable[Record]) -> list[Record]:
 
 def pretrainings(records: Iterable[Record]) -> list[Record]:
     """One network on one data set from scratch and from other weights, at one tolerance; [] where there are not two."""
-    chosen = beside_plain(records, lambda one, plain: origin(one) != origin(plain) and searched(one) == searched(plain))
-    return largest(chosen, place)
+    return largest(one_seed(beside_plain(records, from_other_weights)), place)
 
 
 def tolerances(records: Iterable[Record]) -> list[Record]:
     """One network on one data set searched at several tolerances, the strictest first; [] where there are not two."""
-    chosen = beside_plain(records, lambda one, plain: origin(one) == origin(plain) and only_tolerance(one, plain))
-    return sorted(largest(chosen, place), key=lambda record: record["experiment"]["tolerance"])
+    chosen = largest(one_seed(beside_plain(records, at_another_tolerance)), place)
+    return sorted(chosen, key=lambda record: record["experiment"]["tolerance"])
 
 
 def protocols(records: Iterable[Record]) -> list[list[Record]]:
     """For each network on a data set that was searched in several ways at one tolerance, the plain record first."""
-    chosen = beside_plain(
-        records, lambda one, plain: origin(one) == origin(plain) and one["tolerance"] == plain["tolerance"]
-    )
-    return [sorted(group, key=lambda record: variant(record) != "") for group in alike(chosen, place)]
+    groups = alike(one_seed(beside_plain(records, searched_otherwise)), place)
+    return [sorted(group, key=lambda record: variant(record) != "") for group in groups]
 
 
-def beside_plain(records: Iterable[Record], belongs: Callable[[dict, dict], bool]) -> list[Record]:
-    """The plain records and those variants of each that belong to it."""
-    records = one_seed(records)
-    scratch = {place(record["experiment"]): record["experiment"] for record in plain(records)}
-    return [
-        record
-        for record in records
-        if (original := scratch.get(place(record["experiment"]))) is not None
-        and (not variant(record) or belongs(record["experiment"], original))
-    ]
+def beside_plain(records: Iterable[Record], belongs: Callable[[Record, Record], bool]) -> list[Record]:
+    """The plain records, and of their variants those that `belongs` says yes to, asked with the plain one."""
+    records = list(records)
+    originals = {(place(one["experiment"]), one["experiment"]["seed"]): one for one in without_variants(records)}
+    pairs = [(one, originals.get((place(one["experiment"]), one["experiment"]["seed"]))) for one in records]
+    return [one for one, original in pairs if original and (one is original or variant(one) and belongs(one, original))]
 
 
-def origin(experiment: dict) -> tuple[str | None, str | None]:
+def from_other_weights(one: Record, plain: Record) -> bool:
+    return origin(one) != origin(plain) and searched(one) == searched(plain) and tolerance(one) == tolerance(plain)
+
+
+def at_another_tolerance(one: Record, plain: Record) -> bool:
+    return same_network(one, plain) and searched(one) == searched(plain) and tolerance(one) != tolerance(plain)
+
+
+def searched_otherwise(one: Record, plain: Record) -> bool:
+    return same_network(one, plain) and tolerance(one) == tolerance(plain)
+
+
+def same_network(one: Record, plain: Record) -> bool:
+    """Whether a variant came to its weights as the plain network did; what was not trained must be that very one."""
+    gap = abs(one["accuracy"]["original"] - plain["accuracy"]["original"])  # may be an image on another device
+    return origin(one) == origin(plain) and (one["experiment"]["train"]["epochs"] > 0 or gap < 0.1)
+
+
+def origin(record: Record) -> tuple[str | None, str | None]:
     """What its weights were before they were trained: those of another experiment, published ones, seeded ones."""
+    experiment = record["experiment"]
     taken_as_it_is = experiment["train"]["epochs"] == 0  # the experiment it starts from has its place
     return None if taken_as_it_is else experiment.get("start"), experiment.get("pretrained")
 
 
-def searched(experiment: dict) -> tuple[float, str, int]:
-    """How its ranks were searched."""
-    return experiment["tolerance"], experiment["mode"], experiment.get("holdout", 0)
+def settings(record: Record) -> dict:
+    """All that decides how its ranks were searched, but the tolerance."""
+    return {name: record["experiment"].get(name, default) for name, default in SETTINGS.items()}
 
 
-def only_tolerance(one: dict, other: dict) -> bool:
-    """Whether two searches differ in the tolerance and in nothing else."""
-    return one["tolerance"] != other["tolerance"] and searched(one)[1:] == searched(other)[1:]
+def searched(record: Record) -> tuple[str, str, int]:
+    """How its ranks were searched, the tolerance and the numbers of images apart."""
+    chosen = settings(record)
+    return chosen["mode"], chosen["order"], chosen["holdout"]
+
+
+def tolerance(record: Record) -> float:
+    return record["experiment"]["tolerance"]
 
 
 def place(experiment: dict) -> tuple[str, str]:
@@ -120,20 +140,22 @@ def label(record: Record, among: Iterable[Record]) -> str:
         return this["dataset"]
     if len({one["tolerance"] for one in experiments}) > 1:
         return f"$\\epsilon$ = {this['tolerance']:g}"
-    if len({origin(one) for one in experiments}) == 1:
-        return protocol(this)
+    if len({origin(other) for other in among}) == 1:
+        return protocol(record, next(iter(among)))
     return training(variant(record))
 
 
-def protocol(experiment: dict) -> str:
-    """How a network was searched, where it was not as all others are; in words."""
-    ways = [
-        "each layer by itself" * (experiment["mode"] == "isolated"),
-        "backward" * (experiment.get("order") == "backward"),
-        f"{experiment['calibration']:,} calibration images" if experiment["calibration"] else "",
-        f"on {experiment['holdout']:,} held-out images" if experiment.get("holdout") else "",
-    ]
-    return ", ".join(filter(None, ways)) or "as everywhere else"
+def protocol(record: Record, reference: Record) -> str:
+    """How a network was searched, as far as that differs from how another one was; in words."""
+    this, other = settings(record), settings(reference)
+    words = dict(
+        mode="each layer by itself" if this["mode"] == "isolated" else "jointly",
+        order=this["order"],
+        holdout=f"on {this['holdout']:,} held-out images" if this["holdout"] else "on test images",
+        calibration=f"{this['calibration'] or 'all'} calibration images",
+        validation=f"{this['validation'] or 'all'} validation images",
+    )
+    return ", ".join(words[name] for name in words if this[name] != other[name]) or "as everywhere else"
 
 
 def training(variant: str) -> str:

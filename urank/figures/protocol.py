@@ -27,8 +27,8 @@ def protocol_table(records: Sequence[Record]) -> pd.DataFrame:
         projections together cost on the images that the search consulted (nan where each layer was searched by itself:
         nobody counted them with all in place) and on the test images.
     """
-    rows = {protocol(record["experiment"]): protocol_row(record, records[0]) for record in records}
-    return pd.DataFrame(rows).T.rename_axis("search")
+    ways = [protocol(record, records[0]) for record in records]
+    return pd.DataFrame([protocol_row(record, records[0]) for record in records], index=pd.Index(ways, name="search"))
 
 
 def protocol_row(record: Record, reference: Record) -> dict:

@@ -36,10 +36,17 @@ def from_torchvision(name: str, classes: int, pretrained: bool | str, fetch: boo
     weights = torchvision_weights(name, pretrained) if pretrained else None
     if weights is not None:
         check_classes(f"torchvision/{name}", classes, len(weights.meta["categories"]))
-        if name.startswith("vit_"):  # the one family whose weights are for one size of images
-            options = dict(image_size=min(weights.meta["min_size"])) | options
+        options = as_published(name, weights) | options
     with reading_tensors_only(), fetching(f"torchvision/{name}", pretrained):
         return torchvision.models.get_model(name, weights=weights if fetch else None, num_classes=classes, **options)
+
+
+def as_published(name: str, weights: torchvision.models.WeightsEnum) -> dict:
+    """What torchvision builds a network with only when it loads these weights into it."""
+    if name.startswith("vit_"):
+        return dict(image_size=min(weights.meta["min_size"]))
+    own = {"googlenet": dict(transform_input=True, aux_logits=False), "inception_v3": dict(transform_input=True)}
+    return own.get(name, {})
 
 
 def torchvision_weights(name: str, tag: bool | str) -> torchvision.models.WeightsEnum:
@@ -87,6 +94,8 @@ def preprocessing(name: str, weights: str) -> dict:
         mean, std = preset.mean, preset.std
     else:
         config = timm.data.resolve_data_config(pretrained_cfg=timm_weights(f"{network}.{weights}").to_dict())
+        if config["crop_mode"] != "center":
+            raise ValueError(f"{name}: weights {weights} want the crop {config['crop_mode']!r}, not a centred one")
         size, interpolation = config["input_size"][-1], config["interpolation"]
         resize, mean, std = math.floor(size / config["crop_pct"]), config["mean"], config["std"]
     return dict(size=size, resize=resize, interpolation=interpolation, mean=tuple(mean), std=tuple(std))
