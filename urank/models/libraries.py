@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 
 import timm
 import torchvision
@@ -15,6 +16,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 
+@cache  # asked for every network of a profile, and timm puts its list together anew each time
 def names_of(library: str) -> list[str]:
     """The image classifiers that "torchvision" or "timm" can build; timm's also with the tags of its weights."""
     if library == "torchvision":
