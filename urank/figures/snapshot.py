@@ -59,14 +59,14 @@ def snapshot_caption(records: Sequence[Record]) -> str:
         parts.append(
             f"{label(record, records)}: the utilized rank is largest at layer {peak} of {len(layers)} "
             f"({layers[peak - 1].rank} of {min(layers[peak - 1].d, layers[peak - 1].m)}), MLU "
-            f"{100 * record.plan.mlu:.0f} %"
+            f"{100 * record.plan.mlu:.1f} %"
         )
     if len(records) == 1:
         return f"{parts[0]}."
     most, least = (choose(records, key=lambda record: record.plan.mlu) for choose in (max, min))
     return (
         f"{'; '.join(parts)}. The weights of **{label(most, records)}** are used most, those of "
-        f"**{label(least, records)}** least, {100 * (most.plan.mlu - least.plan.mlu):.0f} points apart."
+        f"**{label(least, records)}** least, {100 * (most.plan.mlu - least.plan.mlu):.1f} points apart."
     )
 
 
