@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -521,6 +522,12 @@ class TestTable2:
             row, recipe = frame.loc[("digits10/vgg11", stage)], getattr(record.experiment, stage)
             assert (row["epochs"], row["lr"]) == (str(recipe.epochs), f"{recipe.lr:g}")
             assert row.index.tolist() == list(vars(recipe))
+
+    def test_recipes_leave_out_fits_that_are_not_run(self, record):
+        taken = replace(record.experiment, train=replace(record.experiment.train, epochs=0))
+        assert figures.recipes({"taken": taken}).data.index.tolist() == [("taken", "finetune")]
+        neither = replace(taken, finetune=taken.train)
+        assert figures.recipes({"neither": neither}).data.empty
 
 
 def test_provenances_are_one_line_a_run(several):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -10,6 +10,7 @@ from pandas.io.formats.style import Styler
 from urank import paper
 from urank.figures.style import styled
 from urank.records import Experiment
+from urank.training import Recipe
 
 HEADS = ("transformers, ImageNet", "ResNets, ImageNet", "CIFAR")  # inferred: the printed heads are not recovered
 WRONG = "background-color: #f6d5d0; color: #6b1a10"
@@ -50,14 +51,16 @@ def table2_caption() -> str:
 
 
 def recipes(experiments: Mapping[str, Experiment], identifier: str = "recipes") -> Styler:
-    """The recipes of experiments, a row for each fit: every field of `Recipe`."""
-    rows = {
-        (name, stage): asdict(getattr(experiment, stage))
+    """The recipes of experiments, a row for each fit that is run: every field of `Recipe`."""
+    fits = [
+        (name, stage, recipe)
         for name, experiment in experiments.items()
-        for stage in ("train", "finetune")
-    }
-    frame = pd.DataFrame(rows).T.rename_axis(["experiment", "fit"])
-    return styled(frame.map(readable), identifier)
+        for stage, recipe in (("train", experiment.train), ("finetune", experiment.finetune))
+        if recipe.epochs
+    ]
+    rows = [dict(experiment=name, fit=stage) | asdict(recipe) for name, stage, recipe in fits]
+    frame = pd.DataFrame(rows, columns=["experiment", "fit", *(field.name for field in fields(Recipe))])
+    return styled(frame.set_index(["experiment", "fit"]).map(readable), identifier)
 
 
 def readable(value: object) -> str:
