@@ -78,7 +78,7 @@ def against_paper(record: Record) -> str:
     gap = accuracy - printed[key]
     return (
         f" The paper's original reaches {accuracy - gap:.1f} %; this one, after {experiment['train']['epochs']} epochs "
-        f"of training, stands {abs(gap):.1f} points {'below' if gap < 0 else 'above'} it."
+        f"of training, stands {abs(gap):.2f} points {'below' if gap < 0 else 'above'} it."
     )
 
 
