@@ -176,6 +176,12 @@ class TestUtilizationBars:
         assert line.get_ydata() == [record.plan.mlu] * 2
         assert f"MLU {100 * record.plan.mlu:.0f} %" in [text.get_text() for text in axis.get_legend().get_texts()]
 
+    def test_numbers_of_the_layers_fit_below_a_deep_network(self, record):
+        layers = 11 * record["plan"]["layers"]
+        deep = altered(record, plan__layers=[row | dict(layer=f"block.{n}") for n, row in enumerate(layers)])
+        [axis] = figures.utilization_bars(deep).axes
+        assert axis.get_xticks().tolist() == list(range(1, 100, 4))
+
 
 class TestTable3:
     def test_puts_the_paper_above_what_was_measured(self, record):
@@ -458,6 +464,8 @@ class TestOtherTables:
         frame = figures.table5(chosen)
         assert frame.index.get_level_values("tolerance").tolist() == [0.5, 1.25, 5.0]
         assert frame["MLU %"].tolist() == pytest.approx([100 * record.plan.mlu for record in chosen])
+        html = figures.style_table(frame, "table5").to_html()
+        assert all(f">{tolerance}<" in html for tolerance in ("0.5", "1.25", "5"))
 
     def test_tables_put_the_paper_above(self, record):
         vit = dict(experiment__network="torchvision/vit_b_16", experiment__dataset="imagenet-1k")

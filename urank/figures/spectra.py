@@ -132,6 +132,7 @@ def utilization_bars(record: Record) -> Figure:
         axis.bar(places, frame["weight_rank"] / available, color="none", edgecolor="#555555", label="rank of $W$")
         axis.bar(places, frame["utilization"], color=COLORS[0], label="utilized rank, rank of $W'$")
         axis.axhline(record.plan.mlu, color=COLORS[1], lw=1.4, label=f"MLU {100 * record.plan.mlu:.0f} %")
-        axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=places, yticks=[0, 0.5, 1], ylim=(0, 1.3))
+        ticks = places[:: 1 + len(places) // 30]  # of a deep network every second number, or fewer: they have to fit
+        axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=ticks, yticks=[0, 0.5, 1], ylim=(0, 1.3))
         axis.legend(ncols=3, loc="upper center")
     return closed(figure)

@@ -133,7 +133,8 @@ def speed_ratio(record: Record, batch: int = 256) -> float:
 
 def style_table(frame: pd.DataFrame, identifier: str) -> Styler:
     """A table of this module as a page shows it."""
-    return styled(frame, identifier, FORMATS)
+    table = styled(frame, identifier, FORMATS)
+    return table.format_index("{:g}", level="tolerance") if "tolerance" in frame.index.names else table
 
 
 def style_table3(frame: pd.DataFrame) -> Styler:
