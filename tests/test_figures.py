@@ -152,6 +152,8 @@ class TestEnergySweep:
         assert "at most 1.25 points keeps 60.00% of the input energy" in text
         assert f"$k_S$ = {rows[3]['k_s']} of 144 directions" in text
         assert f"{100 * rows[3]['norm_difference']:.0f} % of $\\|W\\|$" in text
+        assert rows[5]["energy"] == 0.8 and "At 80 %, enough for the paper's layer, 100.0% of the accuracy" in text
+        assert "At 80 %" not in figures.sweep_caption(altered(record, sweep=rows[6:]), "features.8")
 
     def test_caption_where_none_is_enough(self, record):
         rows = [row | dict(correct=0) for row in record["sweep"]]
@@ -448,8 +450,8 @@ class TestTradeoff:
         points = figures.measured_points(figures.tolerances(several))
         text = figures.tradeoff_caption(points)
         kept = points["compact_params"] / points["original_params"]
-        assert text.startswith(f"**$\\epsilon$ = 5** gives up the most parameters (x {kept.min():.2f}")
-        assert f"**$\\epsilon$ = 1.25** the fewest (x {kept.max():.2f}" in text
+        assert text.startswith(f"**$\\epsilon$ = 5** keeps the smallest share of its parameters (x {kept.min():.2f}")
+        assert f"**$\\epsilon$ = 1.25** the largest (x {kept.max():.2f}" in text
         assert "-10.0 to -5.0 points" in text
 
 
@@ -492,7 +494,7 @@ class TestOtherTables:
         assert frame["full rank %"].tolist() == [77.0]
         assert "full rank %" not in figures.table3([altered(record, accuracy__baseline=None)])
         text = figures.table3_caption(altered(record, accuracy__baseline=77.0, accuracy__finetuned=76.0))
-        assert "reaches 77.00 %, so splitting itself costs 1.00 points" in text
+        assert "reaches 77.00 %; the split one ends 1.00 points below it, one run of each" in text
 
     @pytest.mark.parametrize("number, rows", [(1, 16), (3, 14), (4, 3), (5, 4)])
     def test_the_paper_s_own(self, number, rows):
@@ -501,7 +503,7 @@ class TestOtherTables:
 
     def test_captions_say_what_the_records_hold(self, several):
         probe, tolerance = figures.pretrainings(several), figures.tolerances(several)
-        assert "Most are used **from scratch**, fewest **linear probe**" in figures.table4_caption(probe)
+        assert "It is highest for **from scratch**, lowest for **linear probe**" in figures.table4_caption(probe)
         text = figures.table5_caption(tolerance)
         assert text.startswith("From $\\epsilon$ = 0.5 to 5 points the MLU goes from")
         assert "-5.0" in figures.table1_caption(several[:3]) and "chance" not in figures.table1_caption(several[:3])

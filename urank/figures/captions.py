@@ -63,8 +63,8 @@ def against_baseline(record: Record) -> str:
         return ""
     gap = record["accuracy"]["finetuned"] - full
     return (
-        f" The full-rank network after the same fine-tuning reaches {full:.2f} %, so splitting itself "
-        f"{'costs' if gap < 0 else 'gains'} {abs(gap):.2f} points."
+        f" The full-rank network after the same fine-tuning reaches {full:.2f} %; the split one ends "
+        f"{abs(gap):.2f} points {'below' if gap < 0 else 'above'} it, one run of each."
     )
 
 
@@ -87,8 +87,8 @@ def table4_caption(records: Sequence[Record]) -> str:
     shares = ", ".join(f"{training(variant(record))} {100 * record.plan.mlu:.0f} %" for record in records)
     least, most = extremes(records, lambda record: record.plan.mlu)
     return (
-        f"MLU: {shares}. Most are used **{training(variant(most))}**, fewest "
-        f"**{training(variant(least))}**. {accuracy_changes(records)}"
+        f"MLU: {shares}. It is highest for **{training(variant(most))}**, lowest for **{training(variant(least))}**. "
+        f"{accuracy_changes(records)}"
     )
 
 

@@ -105,9 +105,10 @@ def tradeoff_caption(points: pd.DataFrame) -> str:
             f"**{points.loc[0, 'label']}** keeps x {kept[0]:.2f} of its parameters and x {saved[0]:.2f} of its MACs; "
             f"its accuracy moves by {change[0]:+.1f} points."
         )
-    most, least, best = kept.idxmin(), kept.idxmax(), change.idxmax()
+    smallest, largest, best = kept.idxmin(), kept.idxmax(), change.idxmax()
     return (
-        f"**{points.loc[most, 'label']}** gives up the most parameters (x {kept[most]:.2f}, MACs x {saved[most]:.2f}), "
-        f"**{points.loc[least, 'label']}** the fewest (x {kept[least]:.2f}, MACs x {saved[least]:.2f}). Accuracy moves "
-        f"by {change.min():+.1f} to {change.max():+.1f} points, best for {points.loc[best, 'label']}."
+        f"**{points.loc[smallest, 'label']}** keeps the smallest share of its parameters (x {kept[smallest]:.2f}, MACs "
+        f"x {saved[smallest]:.2f}), **{points.loc[largest, 'label']}** the largest (x {kept[largest]:.2f}, MACs "
+        f"x {saved[largest]:.2f}). Accuracy moves by {change.min():+.1f} to {change.max():+.1f} points, best for "
+        f"{points.loc[best, 'label']}."
     )
