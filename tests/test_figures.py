@@ -124,7 +124,8 @@ class TestEnergySweep:
         left, right = figure.axes
         (red, _, _), (_, green, _), black = (to_rgb(line.get_color()) for line in left.get_lines() + right.get_lines())
         assert red > 0.7 and green > 0.5 and black == (0, 0, 0)
-        assert len(left.get_legend().get_texts()) == 3 and right.get_legend() is None
+        [legend] = figure.legends
+        assert len(legend.get_texts()) == 3 and left.get_legend() is right.get_legend() is None
 
     def test_takes_the_first_layer(self, record):
         assert "features.8" in figures.energy_sweep(record).axes[0].get_title()
@@ -149,16 +150,16 @@ class TestEnergySweep:
         lost = [5, 4, 2, 1, 0, *[0] * 9]  # one of 80 images is 1.25 points, the tolerance
         rows = [row | dict(correct=correct - images) for row, images in zip(rows, lost, strict=True)]
         text = figures.sweep_caption(altered(record, sweep=rows), "features.8")
-        assert "at most 1.25 points keeps 60.00% of the input energy" in text
+        assert "at most 1.25 points keeps 60 % of the input energy" in text
         assert f"$k_S$ = {rows[3]['k_s']} of 144 directions" in text
         assert f"{100 * rows[3]['norm_difference']:.0f} % of $\\|W\\|$" in text
-        assert rows[5]["energy"] == 0.8 and "At 80 %, enough for the paper's layer, 100.0% of the accuracy" in text
+        assert rows[5]["energy"] == 0.8 and "At 80 %, enough for the paper's layer, 100.0 % of the accuracy" in text
         assert "At 80 %" not in figures.sweep_caption(altered(record, sweep=rows[6:]), "features.8")
 
     def test_caption_where_none_is_enough(self, record):
         rows = [row | dict(correct=0) for row in record["sweep"]]
         text = figures.sweep_caption(altered(record, sweep=rows), "features.8")
-        assert text.startswith("No threshold") and "99.99%" in text
+        assert text.startswith("No threshold") and "99.99 %" in text
 
     def test_caption_of_a_layer_that_was_not_swept(self, record):
         for layer in ("features.0", "features.99"):

@@ -59,19 +59,23 @@ def sweep_caption(record: Record, layer: str) -> str:
     rows, entry, plan = swept(record, layer), record.plan[layer], record.plan
     enough = rows[rows["correct"] >= plan.correct - plan.tolerance * plan.total / 100]
     if enough.empty:
-        return f"No threshold up to {rows['energy'].max():.2%} keeps the accuracy within {plan.tolerance:g} points."
+        return (
+            f"No threshold up to {100 * rows['energy'].max():g} % keeps the accuracy within {plan.tolerance:g} points."
+        )
     first = enough.iloc[0]
     return (
-        f"The lowest threshold tried that costs at most {plan.tolerance:g} points keeps {first['energy']:.2%} of the "
-        f"input energy: $k_S$ = {first['k_s']} of {entry.d} directions, with $\\|W - W'\\|$ at "
+        f"The lowest threshold tried that costs at most {plan.tolerance:g} points keeps {100 * first['energy']:g} % of "
+        f"the input energy: $k_S$ = {first['k_s']} of {entry.d} directions, with $\\|W - W'\\|$ at "
         f"{100 * first['norm_difference']:.0f} % of $\\|W\\|$.{at_80_percent(rows, plan.correct)}"
     )
 
 
 def at_80_percent(rows: pd.DataFrame, correct: int) -> str:
     """What is kept of the accuracy at the energy that was enough for the layer the paper shows; "" if not tried."""
-    shares = rows.loc[rows["energy"] == 0.8, "correct"] / correct
-    return "".join(f" At 80 %, enough for the paper's layer, {share:.1%} of the accuracy is kept." for share in shares)
+    shares = 100 * rows.loc[rows["energy"] == 0.8, "correct"] / correct
+    return "".join(
+        f" At 80 %, enough for the paper's layer, {share:.1f} % of the accuracy is kept." for share in shares
+    )
 
 
 def cumulative(singular_values: Sequence[float]) -> np.ndarray:
@@ -115,7 +119,7 @@ def energy_sweep(record: Record, layer: str | None = None) -> Figure:
         right.spines["right"].set_visible(True)
         right.grid(False)
         lines = axis.get_lines() + right.get_lines()
-        axis.legend(lines, [line.get_label() for line in lines], loc="center left")
+        figure.legend(lines, [line.get_label() for line in lines], loc="outside lower center", ncols=3)
     return closed(figure)
 
 
