@@ -110,10 +110,17 @@ class Experiment:
             ValueError: an unknown or a missing key.
         """
         try:
-            recipes = {name: Recipe(**content[name]) for name in ("train", "finetune")}
+            recipes = {name: recipe_of(name, content[name]) for name in ("train", "finetune")}
             return cls(**content | recipes)
         except (KeyError, TypeError) as error:
             raise ValueError(f"experiment: {error}") from error
+
+
+def recipe_of(fit: str, content: object) -> Recipe:
+    """The recipe of the fit called `fit` from plain values."""
+    if not isinstance(content, dict):
+        raise ValueError(f"experiment: {fit} holds the fields of a recipe, not {content!r}")
+    return Recipe(**content)
 
 
 @dataclass(frozen=True)
