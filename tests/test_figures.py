@@ -453,7 +453,9 @@ class TestTradeoff:
         kept = points["compact_params"] / points["original_params"]
         assert text.startswith(f"**$\\epsilon$ = 5** keeps the smallest share of its parameters (x {kept.min():.2f}")
         assert f"**$\\epsilon$ = 1.25** the largest (x {kept.max():.2f}" in text
-        assert "-10.0 to -5.0 points" in text
+        assert "-10.0 to -5.0 points, best for" in text
+        alike = figures.tradeoff_caption(points.assign(compact_top1=points["original_top1"] - 0.4))
+        assert alike.endswith("Accuracy moves by -0.4 points for each.")
 
 
 class TestOtherTables:

@@ -239,7 +239,7 @@ def style(frame: pd.DataFrame) -> Styler:
     shown = frame[frame["verdict"] != "not run"].drop(columns="needs").copy()
     shown["page"] = [f'<a href="{page}.html">{page.split("_")[0]}</a>' for page in shown["page"]]
     shown = shown.set_index(["item", "quantity"])
-    formats = {"paper": "{:.4g}", "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.2g}"}
+    formats = {"paper": "{:.4g}", "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.3g}"}
     return styled(shown, "status", formats).map(lambda cell: COLORS.get(cell, ""), subset=["verdict"])
 
 

@@ -105,10 +105,15 @@ def tradeoff_caption(points: pd.DataFrame) -> str:
             f"**{points.loc[0, 'label']}** keeps x {kept[0]:.2f} of its parameters and x {saved[0]:.2f} of its MACs; "
             f"its accuracy moves by {change[0]:+.1f} points."
         )
-    smallest, largest, best = kept.idxmin(), kept.idxmax(), change.idxmax()
+    smallest, largest = kept.idxmin(), kept.idxmax()
     return (
         f"**{points.loc[smallest, 'label']}** keeps the smallest share of its parameters (x {kept[smallest]:.2f}, MACs "
         f"x {saved[smallest]:.2f}), **{points.loc[largest, 'label']}** the largest (x {kept[largest]:.2f}, MACs "
-        f"x {saved[largest]:.2f}). Accuracy moves by {change.min():+.1f} to {change.max():+.1f} points, best for "
-        f"{points.loc[best, 'label']}."
+        f"x {saved[largest]:.2f}). Accuracy moves by {moves(change, points['label'])}."
     )
+
+
+def moves(change: pd.Series, labels: pd.Series) -> str:
+    """From where to where the accuracies move, in words, and which moves best; one number where all move alike."""
+    low, high = f"{change.min():+.1f}", f"{change.max():+.1f}"
+    return f"{low} points for each" if low == high else f"{low} to {high} points, best for {labels[change.idxmax()]}"
