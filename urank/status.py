@@ -5,6 +5,7 @@ measured says what it would need.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import floor, log2, sqrt
 
 import pandas as pd
@@ -226,6 +227,7 @@ def gpu_hours(network: str, side: int, epochs: int) -> float:
     return 2 * macs * passes / SUSTAINED / 3600
 
 
+@cache
 def search_probes(network: str) -> int:
     """How often the search asks for the accuracy at most: log2 of d and of m for each layer."""
     with torch.device("meta"):
