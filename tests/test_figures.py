@@ -384,6 +384,14 @@ class TestSnapshot:
             expected = f"({before}, {accuracy['original']:.1f} %) → ({after}, {accuracy['merged']:.1f} %)"
             assert solid.get_label() == f"{record['experiment']['network']} {expected}"
 
+    def test_compares_accuracies_of_one_stage(self, several):
+        tuned, other = figures.families(several)
+        other = altered(other, experiment__finetune=other["experiment"]["finetune"] | dict(epochs=0))
+        *lines, note = figures.snapshot([tuned, other]).axes[0].get_lines()
+        assert tuned["accuracy"]["decomposed"] != tuned["accuracy"]["merged"]
+        assert f", {tuned['accuracy']['decomposed']:.1f} %)" in lines[1].get_label().split("→")[1]
+        assert "before fine-tuning" in note.get_label()
+
     @pytest.mark.parametrize(
         "choose, names",
         [

@@ -14,32 +14,35 @@ from urank.records import Record
 def snapshot(records: Sequence[Record], title: str = "") -> Figure:
     """One panel of Figure 2: rank of W (dotted) and of W' (solid), layer by layer.
 
-    Brackets, as in the paper: parameters and accuracy of the original network and of the compact one.
+    Brackets, as in the paper: parameters and accuracy of the original network and of the compact one, after fine-tuning
+    where every network was fine-tuned and else before it.
 
     Raises:
         ValueError: no record.
     """
     if not records:
         raise ValueError("a snapshot needs at least one record")
+    stage = "merged" if all(record.finetuned for record in records) else "decomposed"
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6, 3.9), layout="constrained")
         for color, record in zip(COLORS, records):
             layers = record.plan.layers
             places = np.arange(1, len(layers) + 1)
             axis.plot(places, [entry.weight_rank for entry in layers], ":", color=color, lw=1.5)
-            name = f"{label(record, records)} {bracket(record)}"
+            name = f"{label(record, records)} {bracket(record, stage)}"
             axis.plot(places, [entry.rank for entry in layers], "o-", color=color, lw=1.6, ms=3.5, label=name)
-        axis.plot([], [], "k:", lw=1.5, label="dotted: rank of $W$; solid: rank of $W'$")
+        note = "" if stage == "merged" else "; accuracies before fine-tuning"
+        axis.plot([], [], "k:", lw=1.5, label=f"dotted: rank of $W$; solid: rank of $W'${note}")
         axis.set(title=title, xlabel="layer", ylabel="rank", ylim=(0, None))
         axis.xaxis.get_major_locator().set_params(integer=True)
         figure.legend(loc="outside lower left")
     return closed(figure)
 
 
-def bracket(record: Record) -> str:
-    """(parameters, accuracy) of the original, then of the compact network."""
+def bracket(record: Record, stage: str) -> str:
+    """(parameters, accuracy) of the original, then of the compact network at this stage."""
     cost, accuracy = record["cost"], record["accuracy"]
-    ends = zip((cost["original"], cost["compact"]), (accuracy["original"], accuracy["merged"]))
+    ends = zip((cost["original"], cost["compact"]), (accuracy["original"], accuracy[stage]))
     return " → ".join(f"({millions(end['params'])}, {top1:.1f} %)" for end, top1 in ends)
 
 
