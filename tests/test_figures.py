@@ -362,6 +362,14 @@ class TestProtocol:
         assert f"between {frame['MLU %'].min():.1f} % (*on 5,000 held-out images*)" in caption
         assert "searched *on 5,000 held-out images*: 75.00 points" in caption
 
+    def test_caption_compares_with_what_the_paper_prints(self, ways):
+        assert "The paper" not in figures.protocol_caption(ways)
+        full = [altered(way, experiment__dataset="cifar10", experiment__width=1) for way in ways]
+        mlu = figures.protocol_table(full)["MLU %"]
+        nearest = min(mlu.index, key=lambda name: abs(mlu[name] - 47))
+        caption = figures.protocol_caption(full)
+        assert f"MLU of 47 % and params x 0.34; the nearest MLU is that of *{nearest}*." in caption
+
     def test_snapshot_names_the_ways(self, ways):
         lines = figures.snapshot(ways).axes[0].get_lines()[1:-1:2]
         assert "backward" in lines[2].get_label()

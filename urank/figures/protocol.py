@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from urank import paper
 from urank.figures.contrasts import protocol
 from urank.figures.style import styled
 from urank.records import Record
@@ -68,5 +69,20 @@ def protocol_caption(records: Sequence[Record]) -> str:
         f"(*{lowest}*) and {frame['MLU %'].max():.1f} % (*{highest}*). Projected, the network loses most accuracy when "
         f"searched *{worst}*: {frame['lost, test'].max():.2f} points on the test images. With {layers} layers and a "
         f"tolerance of {tolerance:g} a joint search may lose up to {2 * layers * tolerance:g} points on the images "
-        "that it consults."
+        f"that it consults.{nearest_to_paper(records[0], frame)}"
+    )
+
+
+def nearest_to_paper(record: Record, frame: pd.DataFrame) -> str:
+    """Which search comes nearest to the MLU that the paper prints for this network; "" where it prints none."""
+    experiment = record["experiment"]
+    rows = paper.table3().set_index(["dataset", "network"])
+    key = (experiment["dataset"], experiment["network"])
+    if key not in rows.index or experiment["width"] != 1:
+        return ""
+    printed = rows.loc[key]
+    nearest = (frame["MLU %"] - printed["mlu"]).abs().idxmin()
+    return (
+        f" The paper prints an MLU of {printed['mlu']:.0f} % and params x {printed['params_ratio']:.2f}; the nearest "
+        f"MLU is that of *{nearest}*."
     )
