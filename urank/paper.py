@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parent.parent / "data" / "paper"
 PRETRAINING = {"ViTB16 - scratch": "", "ViTB16, FT, Lin": "linear-probe", "ViTB16, FT, E2E": "end-to-end"}
 # Side in pixels of the images the paper's networks are given; 384 is that of the published end-to-end weights.
 SIDES = {"cifar10": 32, "cifar100": 32, "ViTB16, FT, E2E": 384}
+ENOUGH = 80.0  # percent of the input energy that suffices for the layer of Figure 1(b)
 
 
 def table(name: str) -> pd.DataFrame:

@@ -107,7 +107,7 @@ class Experiment:
         """An experiment from plain values, as `asdict` gives and a profile holds them; defaults where they are silent.
 
         Raises:
-            ValueError: an unknown or a missing key.
+            ValueError: an unknown or a missing key, or a recipe that holds no fields.
         """
         try:
             recipes = {name: recipe_of(name, content[name]) for name in ("train", "finetune")}

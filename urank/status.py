@@ -61,7 +61,6 @@ COLUMNS = [
 ]
 SUSTAINED = 1e14  # floating-point operations a second that a GPU is taken to sustain in bfloat16
 IMAGES = {"train": 1_281_167, "validation": 50_000}  # of ImageNet-1k
-ENOUGH = 80.0  # percent of the input energy that suffices for the layer of Figure 1(b)
 PEAK = (4, 6)  # layers between which the paper sees the rank of its VGGs peak (Figure 2, left)
 
 
@@ -176,7 +175,7 @@ def figure1_rows(records: list[Record]) -> list[dict]:
     swept = [record for record in records if is_plain(record, "cifar10", "vgg11") and record["sweep"]]
     if not swept:
         return [missing(item, PAGES["Figure 1"], "a record of cifar10/vgg11 with a `sweep`")]
-    return [line(item, "energy %", ENOUGH, [enough(record) for record in swept], swept[0], PAGES["Figure 1"])]
+    return [line(item, "energy %", paper.ENOUGH, [enough(record) for record in swept], swept[0], PAGES["Figure 1"])]
 
 
 def enough(record: Record) -> float:

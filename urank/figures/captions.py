@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from urank import datasets, paper
+from urank import datasets
 from urank.figures.contrasts import training, variant, without_variants
-from urank.figures.tables import baseline
+from urank.figures.tables import baseline, printed_row
 from urank.records import Record
 
 
@@ -70,15 +70,13 @@ def against_baseline(record: Record) -> str:
 
 def against_paper(record: Record) -> str:
     """How the original network stands to the paper's, where the paper has it; a gap is stated with the training."""
-    experiment, accuracy = record["experiment"], record["accuracy"]["original"]
-    printed = paper.table3().set_index(["dataset", "network"])["original_top1"]
-    key = (experiment["dataset"], experiment["network"])
-    if key not in printed.index or experiment["width"] != 1 or variant(record):
+    printed = printed_row(record)
+    if printed is None or variant(record):
         return ""
-    gap = accuracy - printed[key]
+    gap, epochs = record["accuracy"]["original"] - printed["original_top1"], record["experiment"]["train"]["epochs"]
     return (
-        f" The paper's original reaches {accuracy - gap:.1f} %; this one, after {experiment['train']['epochs']} epochs "
-        f"of training, stands {abs(gap):.2f} points {'below' if gap < 0 else 'above'} it."
+        f" The paper's original reaches {printed['original_top1']:.1f} %; this one, after {epochs} epochs of training, "
+        f"stands {abs(gap):.2f} points {'below' if gap < 0 else 'above'} it."
     )
 
 

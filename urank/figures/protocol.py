@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from urank import paper
 from urank.figures.contrasts import protocol
 from urank.figures.style import styled
+from urank.figures.tables import printed_row
 from urank.records import Record
 
 FORMATS = {
@@ -75,12 +75,9 @@ def protocol_caption(records: Sequence[Record]) -> str:
 
 def nearest_to_paper(record: Record, frame: pd.DataFrame) -> str:
     """Which search comes nearest to the MLU that the paper prints for this network; "" where it prints none."""
-    experiment = record["experiment"]
-    rows = paper.table3().set_index(["dataset", "network"])
-    key = (experiment["dataset"], experiment["network"])
-    if key not in rows.index or experiment["width"] != 1:
+    printed = printed_row(record)
+    if printed is None:
         return ""
-    printed = rows.loc[key]
     nearest = (frame["MLU %"] - printed["mlu"]).abs().idxmin()
     return (
         f" The paper prints an MLU of {printed['mlu']:.0f} % and params x {printed['params_ratio']:.2f}; the nearest "

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from urank import paper
 from urank.figures.style import COLORS, STYLE, closed
 from urank.records import Record
 
@@ -66,15 +67,17 @@ def sweep_caption(record: Record, layer: str) -> str:
     return (
         f"The lowest threshold tried that costs at most {plan.tolerance:g} points keeps {100 * first['energy']:g} % of "
         f"the input energy: $k_S$ = {first['k_s']} of {entry.d} directions, with $\\|W - W'\\|$ at "
-        f"{100 * first['norm_difference']:.0f} % of $\\|W\\|$.{at_80_percent(rows, plan.correct)}"
+        f"{100 * first['norm_difference']:.0f} % of $\\|W\\|$.{at_enough(rows, plan.correct)}"
     )
 
 
-def at_80_percent(rows: pd.DataFrame, correct: int) -> str:
+def at_enough(rows: pd.DataFrame, correct: int) -> str:
     """What is kept of the accuracy at the energy that was enough for the layer the paper shows; "" if not tried."""
-    shares = 100 * rows.loc[rows["energy"] == 0.8, "correct"] / correct
-    return "".join(
-        f" At 80 %, enough for the paper's layer, {share:.1f} % of the accuracy is kept." for share in shares
+    kept = rows.set_index("energy")["correct"].get(paper.ENOUGH / 100)
+    if kept is None:
+        return ""
+    return (
+        f" At {paper.ENOUGH:g} %, enough for the paper's layer, {100 * kept / correct:.1f} % of the accuracy is kept."
     )
 
 

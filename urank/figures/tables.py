@@ -113,6 +113,13 @@ def measured_row(record: Record) -> dict:
     )
 
 
+def printed_row(record: Record) -> pd.Series | None:
+    """The row of Table 3 for the network and data set of a record; None for a thinner network and for what it lacks."""
+    experiment, printed = record["experiment"], paper.table3().set_index(SAME)
+    key = tuple(experiment[name] for name in SAME)
+    return printed.loc[key] if key in printed.index and experiment["width"] == 1 else None
+
+
 def baseline(record: Record) -> float:
     """Accuracy of the full-rank network after the same fine-tuning; nan where that was not run."""
     measured = record["accuracy"].get("baseline")
