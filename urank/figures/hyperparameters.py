@@ -47,8 +47,8 @@ def table2_caption() -> str:
     return (
         f"{len(blank)} cells are blank: {', '.join(blank)}. Impossible: {', '.join(wrong)}. A step "
         f"of SGD multiplies a weight by 1 - learning rate x weight decay; with the smallest values printed, "
-        f"{100 * left_of_a_weight():.1f} % of it is left after 100 steps. The numbers would fit epochs at which a learning "
-        f"rate drops."
+        f"{100 * left_of_a_weight():.1f} % of it is left after 100 steps. The numbers would fit epochs at which a "
+        f"learning rate drops."
     )
 
 
