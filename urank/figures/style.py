@@ -19,10 +19,11 @@ STYLE = {
     "axes.titlesize": 10,
     "legend.frameon": False,
 }
-# A wide table scrolls by itself, so that a page stays as wide as a phone.
+# A wide table breaks the lines of its head, and then scrolls by itself, so that a page stays as wide as a phone.
 TABLE = [
     {"selector": "", "props": "display: block; overflow-x: auto; width: fit-content; max-width: 100%"},
-    {"selector": "th, td", "props": "padding: 0.15em 0.7em; white-space: nowrap"},
+    {"selector": "th, td", "props": "padding: 0.15em 0.6em; white-space: nowrap"},
+    {"selector": "th.col_heading", "props": "white-space: normal; vertical-align: bottom"},
 ]
 TEXT = [{"selector": "th, td", "props": "text-align: left; white-space: normal; vertical-align: top; min-width: 6em"}]
 
