@@ -522,7 +522,11 @@ class TestOtherTables:
 
     def test_captions_say_what_the_records_hold(self, several):
         probe, tolerance = figures.pretrainings(several), figures.tolerances(several)
-        assert "It is highest for **from scratch**, lowest for **linear probe**" in figures.table4_caption(probe)
+        text = figures.table4_caption(probe)
+        assert "It is highest for **from scratch**, lowest for **linear probe**. The paper's order, from" in text
+        assert "the highest, is another: linear probe, from scratch. Split" in text
+        assert "from the highest, is the same." in figures.table4_caption(probe[:1])
+        assert "The paper's" not in figures.table4_caption([altered(probe[0], experiment__variant="other")])
         text = figures.table5_caption(tolerance)
         assert text.startswith("From $\\epsilon$ = 0.5 to 5 points the MLU goes from")
         assert "-5.0" in figures.table1_caption(several[:3]) and "chance" not in figures.table1_caption(several[:3])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from urank import datasets
+from urank import datasets, paper
 from urank.figures.contrasts import training, variant, without_variants
 from urank.figures.tables import baseline, printed_row
 from urank.records import Record
@@ -85,9 +85,20 @@ def table4_caption(records: Sequence[Record]) -> str:
     shares = ", ".join(f"{training(variant(record))} {100 * record.plan.mlu:.0f} %" for record in records)
     least, most = extremes(records, lambda record: record.plan.mlu)
     return (
-        f"MLU: {shares}. It is highest for **{training(variant(most))}**, lowest for **{training(variant(least))}**. "
-        f"{accuracy_changes(records)}"
+        f"MLU: {shares}. It is highest for **{training(variant(most))}**, lowest for **{training(variant(least))}**."
+        f"{against_papers_order(records)} {accuracy_changes(records)}"
     )
+
+
+def against_papers_order(records: Sequence[Record]) -> str:
+    """Whether the rows of Table 4 come in the paper's order of MLU; nothing where the paper lacks one of them."""
+    printed = paper.table4().set_index("variant")["mlu"]
+    ways = [variant(record) for record in sorted(records, key=lambda record: record.plan.mlu, reverse=True)]
+    if not set(ways) <= set(printed.index):
+        return ""
+    theirs = sorted(ways, key=printed.get, reverse=True)
+    order = "the same" if ways == theirs else f"another: {', '.join(training(way) for way in theirs)}"
+    return f" The paper's order, from the highest, is {order}."
 
 
 def table5_caption(records: Sequence[Record]) -> str:
