@@ -22,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Profile = Annotated[str, typer.Option(help="A file of profiles/ without its ending: smoke, quick, cifar, imagenet.")]
+Profile = Annotated[
+    str, typer.Option(help="A file of profiles/ without its ending: smoke, quick, pretraining, cifar, imagenet.")
+]
 Only = Annotated[
     list[str] | None,
     typer.Option(help='Only this experiment, as dataset/network or network/dataset, or "cifar10/*"; may be repeated.'),
