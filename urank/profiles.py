@@ -1,7 +1,7 @@
 """Profiles: which experiments are run, at which size. One YAML file each in `profiles/`.
 
 The live results of a profile lie under `runs/PROFILE/DATASET/NETWORK[@VARIANT][-sSEED]` (the environment variable
-URANK_RUNS names another folder than `runs`), the committed measurements on real images under `data/records/`.
+URANK_RUNS names another folder than `runs`), the committed measurements under `data/records/`.
 """
 
 import os

@@ -33,7 +33,7 @@ def snapshot(records: Sequence[Record], title: str = "") -> Figure:
             axis.plot(places, [entry.rank for entry in layers], "o-", color=color, lw=1.6, ms=3.5, label=name)
         note = "" if stage == "merged" else "; accuracies before fine-tuning"
         axis.plot([], [], "k:", lw=1.5, label=f"dotted: rank of $W$; solid: rank of $W'${note}")
-        axis.set(title=title, xlabel="layer", ylabel="rank", ylim=(0, None))
+        axis.set(title=title, xlabel="layer", ylabel="rank", xlim=(0.5, None), ylim=(0, None))
         axis.xaxis.get_major_locator().set_params(integer=True)
         figure.legend(loc="outside lower left")
     return closed(figure)
