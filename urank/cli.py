@@ -10,7 +10,7 @@ import typer
 
 from urank import profiles
 from urank import status as paper_status
-from urank.profiles import load_profile, run_folder
+from urank.profiles import load_profile, profile_names, run_folder
 from urank.records import Experiment, Record
 from urank.stages import STAGES, stage_name, stages_of
 from urank.training import OutOfTime
@@ -22,9 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Profile = Annotated[
-    str, typer.Option(help="A file of profiles/ without its ending: smoke, quick, pretraining, cifar, imagenet.")
-]
+Profile = Annotated[str, typer.Option(help=f"A file of profiles/ without its ending: {', '.join(profile_names())}.")]
 Only = Annotated[
     list[str] | None,
     typer.Option(help='Only this experiment, as dataset/network or network/dataset, or "cifar10/*"; may be repeated.'),

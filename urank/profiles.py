@@ -79,6 +79,10 @@ class Profile:
         return matching or [self.find(pattern).name]
 
 
+def profile_names() -> list[str]:
+    return sorted(file.stem for file in (ROOT / "profiles").glob("*.yaml"))
+
+
 def load_profile(name: str) -> Profile:
     """Read `profiles/NAME.yaml`.
 
@@ -88,8 +92,7 @@ def load_profile(name: str) -> Profile:
     """
     path = ROOT / "profiles" / f"{name}.yaml"
     if not path.exists():
-        names = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise ValueError(f"unknown profile {name!r}: choose one of {names}")
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(profile_names())}")
     try:
         return parse_profile(name, yaml.safe_load(path.read_text()))
     except (yaml.YAMLError, ValueError) as error:
