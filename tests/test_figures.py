@@ -323,15 +323,25 @@ class TestProtocol:
     @pytest.fixture
     def ways(self, several):
         plain = several[0]
-        taken = plain["experiment"]["train"] | dict(epochs=0)
-        isolated = again(plain, variant="isolated", mode="isolated", train=taken)
-        backward = again(plain, variant="backward", order="backward", train=taken, calibration=None)
+        taken = dict(train=plain["experiment"]["train"] | dict(epochs=0), start="cifar10/vgg11")
+        isolated = again(plain, variant="isolated", mode="isolated", **taken)
+        backward = altered(again(plain, variant="backward", order="backward", **taken), calibration_images=2000)
         least = [entry | dict(rank=1) for entry in plain.plan.to_dict()["layers"]]
-        held_out = altered(again(plain, variant="held-out", holdout=5000), plan__layers=least, accuracy__projected=5.0)
-        return [plain, altered(isolated, plan__mode="isolated"), backward, held_out]
+        few = altered(again(plain, variant="few", validation=7, **taken), plan__layers=least, accuracy__projected=5.0)
+        return [plain, altered(isolated, plan__mode="isolated"), backward, few]
 
     def test_chooses_searches_of_one_network(self, several, ways):
-        assert figures.protocols([*ways[::-1], *several[1:]]) == [[ways[0], *ways[:0:-1]]]
+        assert figures.protocols([*ways[::-1], *several[1:]]) == [[ways[0], ways[3], *ways[2:0:-1]]]
+
+    def test_compares_held_out_with_test_images_on_one_network(self, ways):
+        plain, *_ = ways
+        held_out = again(plain, variant="held-out", holdout=5000)
+        on_test = again(plain, variant="on-test", start="cifar10/vgg11@held-out", train=ways[1]["experiment"]["train"])
+        groups = figures.protocols([held_out, *ways, on_test])
+        assert groups[0] == [on_test, held_out] and len(groups) == 2
+        assert figures.protocol_table(groups[0]).index.tolist() == ["as everywhere else", "on 5,000 held-out images"]
+        assert "vgg11 on cifar10, trained without the last 5,000 training" in figures.protocol_caption(groups[0])
+        assert figures.protocols([held_out, plain]) == []
 
     def test_takes_another_network_for_none_of_its_searches(self, ways):
         plain, isolated, *_ = ways
@@ -345,8 +355,8 @@ class TestProtocol:
         assert frame.index.tolist() == [
             "as everywhere else",
             "each layer by itself",
-            "backward, all calibration images",
-            "on 5,000 held-out images",
+            "backward, 2,000 calibration images",
+            "7 validation images",
         ]
         assert frame["MLU %"].iloc[0] == pytest.approx(100 * plain.plan.mlu)
         most = max(entry.utilization - 1 / min(entry.d, entry.m) for entry in plain.plan.layers)
@@ -359,8 +369,8 @@ class TestProtocol:
 
     def test_caption_names_the_extremes(self, ways):
         caption, frame = figures.protocol_caption(ways), figures.protocol_table(ways)
-        assert f"between {frame['MLU %'].min():.1f} % (*on 5,000 held-out images*)" in caption
-        assert "searched *on 5,000 held-out images*: 75.00 points" in caption
+        assert f"between {frame['MLU %'].min():.1f} % (*7 validation images*)" in caption
+        assert "searched *7 validation images*: 75.00 points" in caption
 
     def test_caption_compares_with_what_the_paper_prints(self, ways):
         assert "The paper" not in figures.protocol_caption(ways)

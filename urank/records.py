@@ -98,9 +98,8 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """dataset/network@variant-sSEED, without an empty variant or seed 0; where its record lies among others."""
-        variant = f"@{self.variant}" if self.variant else ""
-        return f"{self.dataset}/{self.network}{variant}" + (f"-s{self.seed}" if self.seed else "")
+        """Where its record lies among others."""
+        return experiment_name(self.dataset, self.network, self.variant, self.seed)
 
     @classmethod
     def from_dict(cls, content: dict) -> "Experiment":
@@ -114,6 +113,11 @@ class Experiment:
             return cls(**content | recipes)
         except (KeyError, TypeError) as error:
             raise ValueError(f"experiment: {error}") from error
+
+
+def experiment_name(dataset: str, network: str, variant: str = "", seed: int = 0) -> str:
+    """dataset/network@variant-sSEED, without an empty variant or seed 0."""
+    return f"{dataset}/{network}" + (f"@{variant}" if variant else "") + (f"-s{seed}" if seed else "")
 
 
 def recipe_of(fit: str, content: object) -> Recipe:

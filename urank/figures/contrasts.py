@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
-from urank.records import Record
+from urank.records import Record, experiment_name
 
 # Of a search, and what a record has that does not say it.
-SETTINGS = dict(mode="joint", order="forward", holdout=0, calibration=None, validation=None)
+SETTINGS = dict(mode="joint", order="forward", holdout=0, validation=None)
+USUAL = ("joint", "forward", 0)  # what `searched` says of most records
 
 
 def plain(records: Iterable[Record]) -> list[Record]:
@@ -60,9 +61,11 @@ def tolerances(records: Iterable[Record]) -> list[Record]:
 
 
 def protocols(records: Iterable[Record]) -> list[list[Record]]:
-    """For each network on a data set that was searched in several ways at one tolerance, the plain record first."""
-    groups = alike(one_seed(beside_plain(records, searched_otherwise)), place)
-    return [sorted(group, key=lambda record: variant(record) != "") for group in groups]
+    """For each trained network that was searched in several ways at one tolerance, the usual way first."""
+    groups = alike(one_seed(records), lambda one: (trained_network(one), one["tolerance"]))
+    ordered = [sorted(group, key=lambda record: (searched(record) != USUAL, variant(record) != "")) for group in groups]
+    unmixed = [[record for record in group if as_accurate(record, group[0])] for group in ordered]
+    return [group for group in unmixed if len(group) > 1]
 
 
 def beside_plain(records: Iterable[Record], belongs: Callable[[Record, Record], bool]) -> list[Record]:
@@ -81,14 +84,21 @@ def at_another_tolerance(one: Record, plain: Record) -> bool:
     return same_network(one, plain) and searched(one) == searched(plain) and tolerance(one) != tolerance(plain)
 
 
-def searched_otherwise(one: Record, plain: Record) -> bool:
-    return same_network(one, plain) and tolerance(one) == tolerance(plain)
-
-
 def same_network(one: Record, plain: Record) -> bool:
     """Whether a variant came to its weights as the plain network did; what was not trained must be that very one."""
-    gap = abs(one["accuracy"]["original"] - plain["accuracy"]["original"])  # may be an image on another device
-    return origin(one) == origin(plain) and (one["experiment"]["train"]["epochs"] > 0 or gap < 0.1)
+    return origin(one) == origin(plain) and (one["experiment"]["train"]["epochs"] > 0 or as_accurate(one, plain))
+
+
+def as_accurate(one: Record, other: Record) -> bool:
+    """Whether both may be the very same network; on another device an image may fall to another class."""
+    return abs(one["accuracy"]["original"] - other["accuracy"]["original"]) < 0.1
+
+
+def trained_network(experiment: dict) -> tuple[tuple[str, str], str | None]:
+    """Whose weights it searched: its own, where it trained them, another experiment's or published ones."""
+    if experiment["train"]["epochs"] == 0:
+        return place(experiment), experiment.get("start") or experiment.get("pretrained")
+    return place(experiment), experiment_name(*place(experiment), experiment.get("variant", ""), experiment["seed"])
 
 
 def origin(record: Record) -> tuple[str | None, str | None]:
@@ -100,7 +110,8 @@ def origin(record: Record) -> tuple[str | None, str | None]:
 
 def settings(record: Record) -> dict:
     """All that decides how its ranks were searched, but the tolerance."""
-    return {name: record["experiment"].get(name, default) for name, default in SETTINGS.items()}
+    chosen = {name: record["experiment"].get(name, default) for name, default in SETTINGS.items()}
+    return chosen | dict(calibration=record["calibration_images"])
 
 
 def searched(record: Record) -> tuple[str, str, int]:
@@ -152,7 +163,7 @@ def protocol(record: Record, reference: Record) -> str:
         mode="each layer by itself" if this["mode"] == "isolated" else "jointly",
         order=this["order"],
         holdout=f"on {this['holdout']:,} held-out images" if this["holdout"] else "on test images",
-        calibration=f"{this['calibration'] or 'all'} calibration images",
+        calibration=f"{this['calibration']:,} calibration images",
         validation=f"{this['validation'] or 'all'} validation images",
     )
     return ", ".join(words[name] for name in words if this[name] != other[name]) or "as everywhere else"

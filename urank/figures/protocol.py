@@ -20,7 +20,7 @@ FORMATS = {
 
 
 def protocol_table(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each way to search; the first record's is what the others are compared with.
+    """A row for each way to search one network; the first record's is what the others are compared with.
 
     Returns:
         `MLU %`; `moved by at most`, the largest change of a layer's utilization against the first record, in points;
@@ -64,13 +64,20 @@ def protocol_caption(records: Sequence[Record]) -> str:
     lowest, highest = frame["MLU %"].idxmin(), frame["MLU %"].idxmax()
     worst = frame["lost, test"].idxmax()
     layers, tolerance = len(records[0].plan.layers), records[0].plan.tolerance
+    network = f"**{experiment['network']} on {experiment['dataset']}{left_out(records)}.**"
     return (
-        f"**{experiment['network']} on {experiment['dataset']}.** The MLU lies between {frame['MLU %'].min():.1f} % "
-        f"(*{lowest}*) and {frame['MLU %'].max():.1f} % (*{highest}*). Projected, the network loses most accuracy when "
-        f"searched *{worst}*: {frame['lost, test'].max():.2f} points on the test images. With {layers} layers and a "
-        f"tolerance of {tolerance:g} a joint search may lose up to {2 * layers * tolerance:g} points on the images "
-        f"that it consults.{nearest_to_paper(records[0], frame)}"
+        f"{network} The MLU lies between {frame['MLU %'].min():.1f} % (*{lowest}*) and {frame['MLU %'].max():.1f} % "
+        f"(*{highest}*). Projected, the network loses most accuracy when searched *{worst}*: "
+        f"{frame['lost, test'].max():.2f} points on the test images. With {layers} layers and a tolerance of "
+        f"{tolerance:g} a joint search may lose up to {2 * layers * tolerance:g} points on the images that it consults."
+        f"{nearest_to_paper(records[0], frame)}"
     )
+
+
+def left_out(records: Sequence[Record]) -> str:
+    """Words for the images that this network was not trained on so that it could be searched on them."""
+    most = max(record["experiment"].get("holdout", 0) for record in records)
+    return f", trained without the last {most:,} training images" if most else ""
 
 
 def nearest_to_paper(record: Record, frame: pd.DataFrame) -> str:
