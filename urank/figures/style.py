@@ -19,13 +19,14 @@ STYLE = {
     "axes.titlesize": 10,
     "legend.frameon": False,
 }
-# A wide table breaks the lines of its head, and then scrolls by itself, so that a page stays as wide as a phone.
+# A wide table breaks the lines of its heads, and then scrolls by itself, so that a page stays as wide as a phone.
 TABLE = [
     {"selector": "", "props": "display: block; overflow-x: auto; width: fit-content; max-width: 100%"},
-    {"selector": "th, td", "props": "padding: 0.15em 0.6em; white-space: nowrap"},
+    {"selector": "th, td", "props": "padding: 0.15em 0.5em; white-space: nowrap; vertical-align: top"},
+    {"selector": "th.row_heading", "props": "white-space: normal"},
     {"selector": "th.col_heading", "props": "white-space: normal; vertical-align: bottom"},
 ]
-TEXT = [{"selector": "th, td", "props": "text-align: left; white-space: normal; vertical-align: top; min-width: 6em"}]
+TEXT = [{"selector": "th, td", "props": "text-align: left; white-space: normal; min-width: 6em"}]
 
 
 def closed(figure: Figure) -> Figure:
