@@ -314,6 +314,12 @@ class TestContrasts:
         for choose in (figures.families, figures.complexities, figures.pretrainings, figures.tolerances):
             assert choose([record]) == choose([]) == []
 
+    def test_show_every_plain_record_once_or_more(self, several):
+        plain, _, vgg19, resnet, harder, probe, loose, strict = several
+        assert list(figures.comparisons(several).values()) == [[plain, vgg19], [plain, harder], [plain, probe]]
+        assert figures.drawn_alone(several) == [resnet]
+        assert figures.drawn_alone([plain, loose]) == [plain]
+
     def test_take_the_lowest_seed_whatever_the_order(self, several):
         plain, _, vgg19, *_ = several
         assert figures.families(several[::-1]) == [vgg19, plain]
@@ -574,12 +580,13 @@ class TestTable2:
 
 
 def test_provenances_are_one_line_a_run(several):
-    frame = figures.provenances(several[:1] + several[5:]).data
+    frame = figures.provenances(several[:2] + several[5:]).data
     assert frame.index.tolist() == [
         "cifar10/vgg11",
+        "cifar10/vgg11-s1",
         *(f"cifar10/vgg11@{v}" for v in ("linear-probe", "eps5", "eps0.5")),
     ]
-    assert frame["tolerance"].tolist() == ["1.25", "1.25", "5", "0.5"]
+    assert frame["tolerance"].tolist() == ["1.25", "1.25", "1.25", "5", "0.5"]
 
 
 def test_plan_and_probes_are_those_of_the_record(record):

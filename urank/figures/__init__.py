@@ -1,7 +1,16 @@
 """One function a figure or table, each drawn from a record's plain data."""
 
 from urank.figures.captions import table1_caption, table3_caption, table4_caption, table5_caption
-from urank.figures.contrasts import complexities, families, plain, pretrainings, protocols, tolerances
+from urank.figures.contrasts import (
+    comparisons,
+    complexities,
+    drawn_alone,
+    families,
+    plain,
+    pretrainings,
+    protocols,
+    tolerances,
+)
 from urank.figures.hyperparameters import paper_table2, recipes, table2_caption
 from urank.figures.protocol import protocol_caption, protocol_table, style_protocol
 from urank.figures.snapshot import snapshot, snapshot_caption
@@ -40,8 +49,10 @@ __all__ = [
     "STYLE",
     "beside",
     "comparison",
+    "comparisons",
     "complexities",
     "cumulative",
+    "drawn_alone",
     "energy_sweep",
     "families",
     "measured_points",

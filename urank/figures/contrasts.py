@@ -1,6 +1,6 @@
 """Which records are drawn together: those that differ in one thing."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from urank.records import Record, experiment_name
 
@@ -52,6 +52,21 @@ def complexities(records: Iterable[Record]) -> list[Record]:
 def pretrainings(records: Iterable[Record]) -> list[Record]:
     """One network on one data set from scratch and from other weights, at one tolerance; [] where there are not two."""
     return largest(one_seed(beside_plain(records, from_other_weights)), place)
+
+
+def comparisons(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """What each panel of Figure 2 compares, by its title; [] where there are not two records for it."""
+    return {
+        "one family, one data set": families(records),
+        "one network, two data sets": complexities(records),
+        "one network, trained in several ways": pretrainings(records),
+    }
+
+
+def drawn_alone(records: Sequence[Record]) -> list[Record]:
+    """The plain records that no comparison shows."""
+    compared = [record for panel in comparisons(records).values() for record in panel]
+    return [record for record in plain(records) if record not in compared]
 
 
 def tolerances(records: Iterable[Record]) -> list[Record]:

@@ -8,7 +8,7 @@ from pandas.io.formats.style import Styler
 from urank import paper
 from urank.figures.contrasts import training, variant, without_variants
 from urank.figures.style import styled
-from urank.records import Record
+from urank.records import Record, experiment_name
 
 COLUMNS = {
     "original_top1": "original %",
@@ -223,8 +223,8 @@ def provenances(records: Sequence[Record]) -> Styler:
     rows = {}
     for record in records:
         experiment = record["experiment"]
-        name = "/".join((experiment["dataset"], experiment["network"]))
-        rows[name + (f"@{variant(record)}" if variant(record) else "")] = {
+        name = experiment_name(experiment["dataset"], experiment["network"], variant(record), experiment["seed"])
+        rows[name] = {
             "width": f"{experiment['width']:g}",
             "epochs": f"{experiment['train']['epochs']} + {experiment['finetune']['epochs']}",
             "tolerance": f"{experiment['tolerance']:g}",
