@@ -59,6 +59,10 @@ def again(experiment, folder):
     return run(experiment, folder, "cpu", progress=False)
 
 
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
 def measured(record):
     """The record without what differs from run to run: times, dates, and the code, which may be edited meanwhile."""
     content = json.loads(json.dumps(record.content))
@@ -80,7 +84,7 @@ def written(folder):
 class TestRecord:
     def test_has_the_keys_that_are_documented(self, record):
         keys = {"experiment", "accuracy", "cost", "plan", "spectra", "sweep", "history", "calibration_images"}
-        assert record.content.keys() == keys | {"consulted", "latency", "seconds", "made", "versions"}
+        assert record.content.keys() == keys | {"consulted", "latency", "seconds", "made", "versions", "weights"}
         documented = (ROOT / "data" / "README.md").read_text()
         assert [key for key in record.content if f"`{key}`" not in documented] == []
         stages = {stage.__name__.lstrip("_") for stage in STAGES}
@@ -92,6 +96,17 @@ class TestRecord:
     def test_is_on_disk_as_returned(self, folder, record):
         assert Record.load(folder / "record.json") == record
         assert record.experiment == TINY
+
+    def test_names_the_versions_that_computed_it(self, copied, record, monkeypatch):
+        """Not those that are there when it is read again."""
+        finetune = read_json(copied / "finetune.json")
+        finetune["made"]["versions"]["torch"] = "9.9"
+        write_json(copied / "finetune.json", finetune)
+        monkeypatch.setattr(provenance, "version", lambda package: "10.1")
+        assert again(TINY, copied)["versions"] == record["versions"] | dict(torch=f"{torch.__version__}, 9.9")
+
+    def test_tells_which_weights_it_is_about(self, folder, record):
+        assert record["weights"] == provenance.digest(folder / "original.safetensors")
 
     def test_survives_saving(self, record, tmp_path):
         record.save(tmp_path / "deep" / "record.json")
@@ -264,11 +279,7 @@ class TestKilledRun:
     def test_keeps_a_training_until_its_stage_is_written(self, copied, monkeypatch, stage):
         """Killed between the last epoch and the stage's file: the epochs are not lost."""
         (copied / f"{stage}.json").unlink()
-
-        def killed(*_):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(stages, "evaluate", killed)
+        monkeypatch.setattr(stages, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             again(TINY, copied)
         assert (copied / f"{stage}.ckpt").exists()
@@ -283,7 +294,7 @@ class TestDamage:
 
     def test_folder_in_which_another_experiment_computed_nothing(self, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="do not fill a batch"):
-            run(replace(UNTRAINED, train=Recipe(epochs=0, batch_size=100)), tmp_path, "cpu", progress=False)
+            run(replace(UNTRAINED, train=Recipe(epochs=1, batch_size=100)), tmp_path, "cpu", progress=False)
         assert run(UNTRAINED, tmp_path, "cpu", progress=False).experiment == UNTRAINED
 
     def test_experiment_json_that_holds_a_list(self, copied):
@@ -308,6 +319,21 @@ class TestDamage:
         (copied / "search.json").write_text("{")
         (copied / "search.json").unlink()
         assert measured(again(TINY, copied)) == measured(record)
+
+    def test_what_a_lost_stage_led_to_is_computed_anew(self, copied, monkeypatch):
+        """Else the record would be about two networks; killed after the first stage it still is about one."""
+        (copied / "original.safetensors").unlink()
+        monkeypatch.setattr(stages, "accumulate_grams", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again(TINY, copied)
+        assert {path.name for path in copied.glob("*.json")} == {"experiment.json", "record.json", "train.json"}
+
+    def test_folder_without_its_experiment_json(self, copied, record):
+        """As a restart leaves it that is killed while it deletes the folder."""
+        (copied / "experiment.json").unlink()
+        with pytest.raises(ValueError, match="no experiment.json to say of what: delete it"):
+            again(TINY, copied)
+        assert measured(run(TINY, copied, "cpu", progress=False, same_code=True)) == measured(record)
 
     @pytest.mark.parametrize(
         "name, reader",
@@ -369,6 +395,17 @@ class TestFromDict:
             (dict(trainable="tail"), "trainable"),
             (dict(holdout=-1), "holdout"),
             (dict(holdout=0.1), "holdout"),
+            (dict(width="1e-1"), "width must be a number"),
+            (dict(width=0), "width must be positive"),
+            (dict(tolerance="1e-1"), "tolerance must be a number"),
+            (dict(seed=-1), "seed must be a whole number of at least 0"),
+            (dict(seed=1.5), "seed must be a whole number"),
+            (dict(seed=None), "seed must be a whole number"),
+            (dict(calibration=-5), "calibration must be a whole number of at least 1"),
+            (dict(calibration="1000"), "calibration must be a whole number"),
+            (dict(validation=0), "validation must be a whole number of at least 1"),
+            (dict(data=None), "data holds options"),
+            (dict(variant="x-s12"), "does not end like a seed"),
             (dict(baseline="no"), "baseline"),
         ],
         ids=str,

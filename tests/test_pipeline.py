@@ -64,4 +64,4 @@ def test_independent_experiments_run_at_once_on_two_cores(checkout):
     assert max(begun[first], begun[second]) < min(ended[first], ended[second])
     assert ended[first] <= begun[third]
     for run in (first, second, third):
-        assert read_json(run / "record.json")["made"]["train"]["device"].endswith(", 1 threads")
+        assert read_json(run / "record.json")["made"]["train"]["device"].endswith(", 1 thread")

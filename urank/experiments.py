@@ -4,17 +4,16 @@ An experiment may start from the network that another one trained. Its stages ar
 goes on where it stopped.
 """
 
-import platform
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from urank.distributed import is_first, join, own_device
 from urank.files import read_json, write_json
-from urank.provenance import VERSIONS_OF, code_digest, digest
+from urank.provenance import code_digest, digest
 from urank.records import Experiment, Record, check_start, plain
 from urank.stages import STAGES, Work, stage_name, stages_of
 
@@ -49,7 +48,7 @@ def run(
         claim(folder, experiment, same_code, weights)
     work = Work(experiment, folder, pick_device(device), progress, weights, deadline)
     stages = {stage_name(stage): work.stage(stage) for stage in stages_of(experiment)}
-    record = Record(assemble(experiment, stages))
+    record = Record(assemble(experiment, stages) | dict(weights=digest(folder / "original.safetensors")))
     record.save(folder / "record.json")
     return record
 
@@ -74,16 +73,18 @@ def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path |
     content = dict(definition=plain(asdict(experiment)), code=code_digest(), start=weights and digest(weights))
     if not stages and not list(folder.glob("*.ckpt")):  # nothing is lost: not even an epoch was finished here
         write_json(path, content)
-    begun = read_json(path)
-    if begun_definition(begun) != content["definition"]:
+    begun = read_json(path) if path.exists() else {}  # gone where a restart was killed while it deleted the folder
+    if begun and begun_definition(begun) != content["definition"]:
         raise ValueError(
             f"{folder} holds another experiment (see experiment.json there): delete it or name another folder"
         )
     same_start = begun.get("start") == content["start"]
-    codes = {begun["code"], *(stage["made"]["code"] for stage in stages)}
+    codes = {begun.get("code"), *(stage["made"]["code"] for stage in stages)}
     if same_code and (codes != {content["code"]} or not same_start):
         shutil.rmtree(folder)
         write_json(path, content)
+    elif not begun:
+        raise ValueError(f"{folder} holds stages but no experiment.json to say of what: delete it to start again")
     elif not same_start:
         raise ValueError(f"{folder} was begun from other weights of {experiment.start}: delete it to start again")
 
@@ -136,9 +137,21 @@ def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
         seconds={
             name: seconds_of(history[name]) if name in history else stage["seconds"] for name, stage in stages.items()
         },
-        made={name: stage["made"] for name, stage in stages.items()},
-        versions={package: version(package) for package in VERSIONS_OF} | dict(python=platform.python_version()),
+        made={name: {key: stage["made"][key] for key in ("device", "date", "code")} for name, stage in stages.items()},
+        versions=versions_of(stages.values()),
     )
+
+
+def versions_of(stages: Iterable[dict]) -> dict[str, str]:
+    """By package the version that computed the stages, or the versions, where a run was gone on with by others.
+
+    Stages that this package computed before it noted them have none.
+    """
+    found: dict[str, list[str]] = {}
+    for stage in stages:
+        for package, number in stage["made"].get("versions", {}).items():
+            found.setdefault(package, []).append(number)
+    return {package: ", ".join(dict.fromkeys(numbers)) for package, numbers in found.items()}
 
 
 def seconds_of(history: list[dict]) -> float:

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -37,8 +38,14 @@ def digest(*paths: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a measurement may depend on, as they are now."""
+    return {package: version(package) for package in VERSIONS_OF} | dict(python=platform.python_version())
+
+
 def describe(device: torch.device) -> str:
     """The processor or GPU, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.cpu.get_capabilities().get('cpu_name') or platform.machine()}, {torch.get_num_threads()} threads"
+    processor, threads = torch.cpu.get_capabilities().get("cpu_name") or platform.machine(), torch.get_num_threads()
+    return f"{processor}, {threads} thread{'s' * (threads > 1)}"

@@ -1,5 +1,6 @@
 """What is run and what it measured, as plain data."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,10 @@ class Experiment:
         models.check_name(self.network)
         if self.dataset not in datasets.CLASSES:
             raise ValueError(f"unknown data set {self.dataset!r}: choose one of {', '.join(datasets.CLASSES)}")
+        if not isinstance(self.data, dict):
+            raise ValueError(f"experiment: data holds options of the data set, not {self.data!r}")
         datasets.check_options(self.dataset, self.data)
+        self._check_numbers()
         check_protocol(self.tolerance, self.mode)
         if not isinstance(self.sweep, list | tuple):
             raise ValueError(f"experiment: sweep must be a list of layer names, not {self.sweep!r}")
@@ -75,8 +79,20 @@ class Experiment:
             raise ValueError(f"experiment: sweep names layers that {self.network} does not have: {', '.join(missing)}")
         self._check_choices()
 
+    def _check_numbers(self) -> None:
+        for name in ("width", "tolerance"):
+            if not isinstance(getattr(self, name), int | float):  # YAML reads 1e-1 as a text: it wants 1.0e-1
+                raise ValueError(f"experiment: {name} must be a number, got {getattr(self, name)!r}")
+        if not 0 < self.width < math.inf:
+            raise ValueError(f"experiment: width must be positive, got {self.width}")
+        for name, least in dict(seed=0, holdout=0, calibration=1, validation=1).items():
+            count, all_of_them = getattr(self, name), name in ("calibration", "validation")
+            if not (type(count) is int and count >= least or count is None and all_of_them):
+                raise ValueError(f"experiment: {name} must be a whole number of at least {least}, got {count!r}")
+
     def _check_choices(self) -> None:
-        if not isinstance(self.variant, str) or not re.fullmatch(r"[A-Za-z0-9._-]*(?<!-s\d)", self.variant):
+        well_formed = isinstance(self.variant, str) and re.fullmatch(r"[A-Za-z0-9._-]*", self.variant)
+        if not well_formed or re.search(r"-s\d+$", self.variant):
             raise ValueError(
                 f"experiment: variant is a text of letters, digits, '.', '_' and '-' that does not end like a seed "
                 f"(-s1), not {self.variant!r}"
@@ -91,8 +107,6 @@ class Experiment:
                 raise ValueError("experiment: a network starts from published weights or from another experiment's")
         if self.trainable not in ("all", "head"):
             raise ValueError(f"experiment: trainable is 'all' or 'head', not {self.trainable!r}")
-        if type(self.holdout) is not int or self.holdout < 0:
-            raise ValueError(f"experiment: holdout is a number of training images, not {self.holdout!r}")
         if not isinstance(self.baseline, bool):
             raise ValueError(f"experiment: baseline is true or false, not {self.baseline!r}")
 
@@ -170,8 +184,9 @@ class Record:
             ValueError: the file is cut off or no record.
         """
         content = read_json(Path(path))
-        if not isinstance(content, dict) or not {"experiment", "plan", "accuracy", "cost"} <= content.keys():
-            raise ValueError(f"{path}: not a record of an experiment")
+        needed = {"experiment", "weights", "plan", "accuracy", "cost"}
+        if not isinstance(content, dict) or not needed <= content.keys():
+            raise ValueError(f"{path}: not a record of an experiment, or one that an early version of urank wrote")
         record = cls(content)
         try:
             record.experiment, record.plan  # noqa: B018  both parse their part of the content

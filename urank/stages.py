@@ -1,7 +1,8 @@
 """The stages of an experiment: train, calibrate, search, decompose, fine-tune, time.
 
 Every stage writes its result into the experiment's folder, weights first and a JSON file last, each file whole or
-absent. A stage whose JSON file is there is not computed again, so a run that was killed goes on where it stopped.
+absent. A stage whose JSON file is there is not computed again, so a run that was killed goes on where it stopped. Where
+one is computed again, because a file of it was deleted, all later ones are.
 """
 
 import copy
@@ -23,7 +24,7 @@ from urank.latency import images_per_second
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import RankPlan
 from urank.precision import has_fast_bfloat16
-from urank.provenance import code_digest, describe
+from urank.provenance import code_digest, describe, versions
 from urank.records import Experiment, fresh_network, load_images, plain
 from urank.replay import Replay
 from urank.search import search_ranks
@@ -69,14 +70,23 @@ class Work:
         missing = not all(file.exists() for file in [path, *(self.folder / left for left in PRODUCES.get(name, []))])
         if totals(int(missing and is_first()))[0]:  # as the first process sees it
             check_time(self.deadline, f"{self.experiment.name} has its stage {name} ahead")
+            if is_first():
+                self.forget_after(compute)
             start = time.perf_counter()
             result = compute(self)
             made = dict(device=describe(self.device), date=datetime.now(UTC).date().isoformat(), code=code_digest())
-            write_json(path, plain(result) | dict(made=made, seconds=round(time.perf_counter() - start, 1)))
+            seconds = round(time.perf_counter() - start, 1)
+            write_json(path, plain(result) | dict(made=made | dict(versions=versions()), seconds=seconds))
         if is_first():
             (self.folder / f"{name}.ckpt").unlink(missing_ok=True)
         wait()
         return read_json(path)
+
+    def forget_after(self, compute: Callable[["Work"], dict]) -> None:
+        """Delete what later stages made of an earlier result of this one."""
+        for later in map(stage_name, STAGES[STAGES.index(compute) + 1 :]):
+            for kind in ("json", "ckpt"):
+                (self.folder / f"{later}.{kind}").unlink(missing_ok=True)
 
     @property
     def dataset(self) -> Dataset:
