@@ -62,7 +62,7 @@ def test_a_wrong_profile_is_one_line_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "urank", "reproduce", "--profile", "nonesuch"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("urank: unknown profile 'nonesuch': choose one of cifar, imagenet, pretraining, ")
+    assert done.stderr.startswith("urank: unknown profile 'nonesuch': choose one of cifar, cifar-cpu, imagenet, ")
     assert done.stderr.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from urank.decompose import count_cost
 from urank.files import read_weights
 from urank.layers import matrix_layers
 from urank.profiles import load_profile, recorded, reproduce, run_folder, runs_folder
+from urank.records import plain
 from urank.stages import calibrated_grams
 
 NAMES = sorted(path.stem for path in (profiles.ROOT / "profiles").glob("*.yaml"))
@@ -87,6 +88,17 @@ class TestCommittedProfiles:
             page for page in notebooks if page.startswith(("figure", "table", "protocol")) and "table2" not in page
         ]
         assert all(notebooks[page] for page in measuring)  # the others run nothing
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_sweep_what_figure_1_draws(self, name):
+        profile = load_profile(name)
+        assert all(profile.experiments[shown].sweep for shown in profile.notebooks["figure1_spectra"])
+
+    @pytest.mark.parametrize("measured", recorded(), ids=lambda measured: measured.experiment.name)
+    def test_hold_the_experiment_of_every_committed_record(self, measured):
+        """So that one command makes it again."""
+        experiments = [load_profile(name).experiments.get(measured.experiment.name) for name in NAMES]
+        assert any(plain(asdict(one)) == plain(asdict(measured.experiment)) for one in experiments if one)
 
 
 class TestLoadProfile:
