@@ -228,8 +228,8 @@ class TestTable3:
 
     def test_as_a_page_shows_it(self, record):
         shown = named(record, "cifar10", accuracy__original=91.234, accuracy__finetuned=91.0, latency=[])
-        html = figures.style_table3(figures.table3([shown])).to_html()
-        assert html == figures.style_table3(figures.table3([shown])).to_html()  # no random identifier
+        html = figures.style_table(figures.table3([shown]), "table3").to_html()
+        assert html == figures.style_table(figures.table3([shown]), "table3").to_html()  # no random identifier
         cells = [cell.split("<")[0] for cell in html.split('class="data')[1:]]
         cells = [cell.split(">")[-1] for cell in cells]
         assert cells[:8] == ["91.5", "98.0", "47.0", "–", "92.5", "+1.0", "0.34", "0.60"]
@@ -245,6 +245,11 @@ class TestTable3:
         frame = figures.table3(seeds)
         assert frame.index.get_level_values("source").tolist() == ["paper", "measured, mean of 2"]
         assert frame["original %"].tolist() == [91.5, 90.5]
+
+    def test_has_no_mean_over_fewer_seeds_than_it_says(self, record):
+        tuned = named(record, "cifar10")
+        untuned = altered(again(tuned, seed=1, finetune=record["experiment"]["finetune"] | dict(epochs=0)))
+        assert figures.table3([tuned, untuned])["fine-tuned %"].isna().tolist() == [False, True]
 
     def test_of_the_paper_alone(self):
         html = figures.paper_table3().to_html()
@@ -270,21 +275,21 @@ def several():
     """One record in many roles: a family, two data sets, other weights, other tolerances, a second seed."""
     record = altered(finished()[1], accuracy__baseline=None)
 
-    def like(scale, **experiment):
+    def like(scale, weights="the plain network's", **experiment):
         layers = [entry | dict(rank=max(1, round(entry["rank"] * scale))) for entry in record["plan"]["layers"]]
         cost = record["cost"] | dict(compact={key: scale * n for key, n in record["cost"]["compact"].items()})
         return altered(
-            record, experiment=record["experiment"] | experiment, plan__layers=layers, cost=cost,
+            record, experiment=record["experiment"] | experiment, weights=weights, plan__layers=layers, cost=cost,
             accuracy__original=80 * scale, accuracy__merged=70 * scale, accuracy__finetuned=75 * scale,
         )  # fmt: skip
 
     return [
         like(1.0, dataset="cifar10"),
-        like(1.0, dataset="cifar10", seed=1),
-        like(0.9, dataset="cifar10", network="vgg19"),
-        like(0.8, dataset="cifar10", network="resnet18"),
-        like(0.7, dataset="cifar100"),
-        like(0.6, dataset="cifar10", variant="linear-probe", start="cifar100/vgg11"),
+        like(1.0, "of seed 1", dataset="cifar10", seed=1),
+        like(0.9, "of vgg19", dataset="cifar10", network="vgg19"),
+        like(0.8, "of resnet18", dataset="cifar10", network="resnet18"),
+        like(0.7, "of cifar100", dataset="cifar100"),
+        like(0.6, "of the probe", dataset="cifar10", variant="linear-probe", start="cifar100/vgg11"),
         like(0.5, dataset="cifar10", variant="eps5", tolerance=5.0),
         like(0.95, dataset="cifar10", variant="eps0.5", tolerance=0.5),
     ]
@@ -302,13 +307,33 @@ class TestContrasts:
         """A network that saw fewer images, or was searched otherwise, came to its weights as the plain one did."""
         plain, probe = several[0], several[5]
         taken = dict(train=plain["experiment"]["train"] | dict(epochs=0), start="cifar10/vgg11")
-        held_out = again(plain, variant="held-out", holdout=5000)
+        held_out = altered(again(plain, variant="held-out", holdout=5000), weights="of held-out")
         isolated = again(plain, variant="isolated", mode="isolated", **taken)
-        published = again(plain, variant="swag", pretrained="SWAG", train=taken["train"])
+        published = altered(again(plain, variant="swag", pretrained="SWAG", train=taken["train"]), weights="published")
         looser = again(published, variant="swag-eps", tolerance=9.0)
-        records = [plain, held_out, isolated, probe, published, looser]
+        thinner = altered(again(probe, variant="thin", width=0.5), weights="of the thin one")
+        few = again(plain, variant="few", validation=7, tolerance=9.0, **taken)
+        records = [plain, held_out, isolated, probe, published, looser, thinner, few]
         assert figures.pretrainings(records) == [plain, probe, published]
         assert figures.tolerances(records) == []
+
+    def test_keep_to_one_seed(self, several):
+        plain, other, *_, strict = several
+        strict_of_other = altered(again(strict, seed=1), weights=other["weights"])
+        assert figures.tolerances([plain, other, strict_of_other]) == [strict_of_other, other]
+        isolated = altered(again(strict_of_other, tolerance=plain.plan.tolerance), plan__mode="isolated")
+        assert figures.protocols([plain, other, isolated]) == [[other, isolated]]
+        both = [plain, again(plain, variant="x", mode="isolated"), isolated, other]
+        assert figures.protocols(both) == [both[:2]]
+
+    def test_labels_say_all_that_differs(self, several):
+        plain, seed_1, vgg19, resnet, harder, probe, *_ = several
+        records = [plain, vgg19, resnet, harder]
+        table = figures.measured_points(records)
+        assert table["label"].tolist() == ["vgg11, cifar10", "vgg19, cifar10", "resnet18, cifar10", "vgg11, cifar100"]
+        assert figures.measured_points([plain, seed_1])["label"].tolist() == ["seed 0", "seed 1"]
+        end_to_end = altered(again(probe, variant="end-to-end"), weights="of all")
+        assert figures.measured_points([probe, end_to_end])["label"].tolist() == ["linear probe", "end to end"]
 
     def test_are_empty_where_there_are_not_two(self, record):
         for choose in (figures.families, figures.complexities, figures.pretrainings, figures.tolerances):
@@ -341,8 +366,9 @@ class TestProtocol:
 
     def test_compares_held_out_with_test_images_on_one_network(self, ways):
         plain, *_ = ways
-        held_out = again(plain, variant="held-out", holdout=5000)
+        held_out = altered(again(plain, variant="held-out", holdout=5000), weights="of held-out")
         on_test = again(plain, variant="on-test", start="cifar10/vgg11@held-out", train=ways[1]["experiment"]["train"])
+        on_test = altered(on_test, weights="of held-out")
         groups = figures.protocols([held_out, *ways, on_test])
         assert groups[0] == [on_test, held_out] and len(groups) == 2
         assert figures.protocol_table(groups[0]).index.tolist() == ["as everywhere else", "on 5,000 held-out images"]
@@ -351,7 +377,7 @@ class TestProtocol:
 
     def test_takes_another_network_for_none_of_its_searches(self, ways):
         plain, isolated, *_ = ways
-        assert figures.protocols([plain, altered(isolated, accuracy__original=79.0)]) == []
+        assert figures.protocols([plain, altered(isolated, weights="others")]) == []
 
     def test_ways_of_one_name_are_two_rows(self, ways):
         assert len(figures.protocol_table([*ways, ways[1]])) == 5
@@ -545,6 +571,8 @@ class TestOtherTables:
         assert "The paper's" not in figures.table4_caption([altered(probe[0], experiment__variant="other")])
         text = figures.table5_caption(tolerance)
         assert text.startswith("From $\\epsilon$ = 0.5 to 5 points the MLU goes from")
+        assert figures.table5_caption(tolerance[:1]).startswith("Searched at one tolerance alone, $\\epsilon$ = 0.5")
+        assert "smallest" not in figures.table1_caption(several[:1]) and "-5.0" in figures.table1_caption(several[:1])
         assert "-5.0" in figures.table1_caption(several[:3]) and "chance" not in figures.table1_caption(several[:3])
 
     def test_a_network_near_chance_is_called_so(self, record):

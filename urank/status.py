@@ -17,7 +17,7 @@ from urank.attention import explicit_attention
 from urank.figures.contrasts import at_another_tolerance, beside_plain, from_other_weights, variant, without_variants
 from urank.figures.snapshot import peak_layer
 from urank.figures.style import styled
-from urank.figures.tables import SAME, grouped, measured_row
+from urank.figures.tables import SAME, devices, grouped, measured_row
 from urank.layers import matrix_layers, weight_matrix
 from urank.records import Record
 
@@ -121,7 +121,7 @@ def compared(row: Row, records: list[Record]) -> list[dict]:
     measured = pd.DataFrame([measured_row(record) for record in seeds])
     printed = {quantity: column for quantity, column in QUANTITIES.items() if pd.notna(row.printed[column])}
     return [
-        line(row.item, quantity, row.printed[column], measured[column].tolist(), seeds[0], PAGES[row.table])
+        line(row.item, quantity, row.printed[column], measured[column].tolist(), seeds, PAGES[row.table])
         if measured[column].notna().all()
         else missing(f"{row.item}, {quantity}", PAGES[row.table], f"fine-tuning: {needs(row)}")
         for quantity, column in printed.items()
@@ -137,11 +137,10 @@ def in_table(row: Row, records: list[Record]) -> list[Record]:
     return without_variants(records)
 
 
-def line(item: str, quantity: str, printed: float, ours: list[float], record: Record, page: str) -> dict:
+def line(item: str, quantity: str, printed: float, ours: list[float], seeds: list[Record], page: str) -> dict:
     """One measured number beside the paper's."""
     mean = sum(ours) / len(ours)
     spread = sqrt(sum((value - mean) ** 2 for value in ours) / (len(ours) - 1)) if len(ours) > 1 else float("nan")
-    made = record["made"]["finetune"]
     return dict(
         item=item,
         quantity=quantity,
@@ -151,8 +150,8 @@ def line(item: str, quantity: str, printed: float, ours: list[float], record: Re
         runs=len(ours),
         difference=mean - printed,
         verdict=verdict(quantity, mean - printed),
-        device=made["device"],
-        date=made["date"],
+        device=devices(seeds),
+        date=max(record["made"]["finetune"]["date"] for record in seeds),
         page=page,
         needs="",
     )
@@ -175,13 +174,13 @@ def figure1_rows(records: list[Record]) -> list[dict]:
     swept = [record for record in records if is_plain(record, "cifar10", "vgg11") and record["sweep"]]
     if not swept:
         return [missing(item, PAGES["Figure 1"], "a record of cifar10/vgg11 with a `sweep`")]
-    return [line(item, "energy %", paper.ENOUGH, [enough(record) for record in swept], swept[0], PAGES["Figure 1"])]
+    return [line(item, "energy %", paper.ENOUGH, [enough(record) for record in swept], swept, PAGES["Figure 1"])]
 
 
 def enough(record: Record) -> float:
     """The lowest energy threshold tried, in percent, that costs one layer no more than the tolerance; 100 for none."""
-    least = record.plan.correct - record.plan.tolerance * record.plan.total / 100
-    return min((100 * row["energy"] for row in record["sweep"] if row["correct"] >= least), default=100.0)
+    enough_correct = [row for row in record["sweep"] if row["correct"] >= record.plan.least_correct]
+    return min((100 * row["energy"] for row in enough_correct), default=100.0)
 
 
 def figure2_rows(records: list[Record]) -> list[dict]:
@@ -195,7 +194,7 @@ def figure2_rows(records: list[Record]) -> list[dict]:
             rows.append(missing(item, PAGES["Figure 2"], f"a record of cifar10/{network}"))
             continue
         mean = sum(peaks) / len(peaks)
-        rows.append(line(item, "peak layer", min(max(mean, PEAK[0]), PEAK[1]), peaks, found[0], PAGES["Figure 2"]))
+        rows.append(line(item, "peak layer", min(max(mean, PEAK[0]), PEAK[1]), peaks, found, PAGES["Figure 2"]))
     return rows
 
 

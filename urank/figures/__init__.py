@@ -10,6 +10,7 @@ from urank.figures.contrasts import (
     pretrainings,
     protocols,
     tolerances,
+    without_variants,
 )
 from urank.figures.hyperparameters import paper_table2, recipes, table2_caption
 from urank.figures.protocol import protocol_caption, protocol_table, style_protocol
@@ -36,7 +37,6 @@ from urank.figures.tables import (
     provenance,
     provenances,
     style_table,
-    style_table3,
     table1,
     table3,
     table4,
@@ -79,7 +79,6 @@ __all__ = [
     "spread",
     "style_protocol",
     "style_table",
-    "style_table3",
     "styled",
     "sweep_caption",
     "table1",
@@ -95,4 +94,5 @@ __all__ = [
     "tradeoff",
     "tradeoff_caption",
     "utilization_bars",
+    "without_variants",
 ]

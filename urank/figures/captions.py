@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from urank import datasets, paper
-from urank.figures.contrasts import training, variant, without_variants
+from urank.figures.contrasts import label, training, variant, without_variants
 from urank.figures.tables import baseline, printed_row
 from urank.records import Record
 
@@ -11,14 +11,21 @@ from urank.records import Record
 def table1_caption(records: Sequence[Record]) -> str:
     """What the rows of Table 1 say together, variants left out."""
     records = without_variants(records)
-    least, most = extremes(records, lambda record: record.plan.mlu)
     useless = sum(not entry.useful for record in records for entry in record.plan.layers)
     layers = sum(len(record.plan.layers) for record in records)
     return (
-        f"**{named(least)}** uses the smallest part of its weights ({100 * least.plan.mlu:.0f} %), **{named(most)}** "
-        f"the largest ({100 * most.plan.mlu:.0f} %). Of {layers} layers, {useless} need a rank so high that two "
-        f"factors would be no smaller. {accuracy_changes(records)}{near_chance(records)}"
+        f"{shares_used(records)} Of {layers} layers, {useless} need a rank so high that two factors would be no "
+        f"smaller. {accuracy_changes(records)}{near_chance(records)}"
     )
+
+
+def shares_used(records: Sequence[Record]) -> str:
+    """Which network uses the smallest and which the largest part of its weights."""
+    least, most = extremes(records, lambda record: record.plan.mlu)
+    smallest = f"**{label(least, records)}** uses {100 * least.plan.mlu:.0f} % of its weights"
+    if len(records) == 1:
+        return f"{smallest}."
+    return f"{smallest}, the smallest part, **{label(most, records)}** {100 * most.plan.mlu:.0f} %, the largest."
 
 
 def near_chance(records: Sequence[Record]) -> str:
@@ -27,7 +34,7 @@ def near_chance(records: Sequence[Record]) -> str:
     weak = [record for record in records if record["accuracy"]["original"] < 3 * chance[id(record)]]
     if not weak:
         return ""
-    shares = ", ".join(f"{named(record)} {record['accuracy']['original']:.0f} %" for record in weak)
+    shares = ", ".join(f"{label(record, records)} {record['accuracy']['original']:.0f} %" for record in weak)
     return (
         f" Trained this briefly some are hardly better than chance ({shares}; chance is {chance[id(weak[0])]:g} %): "
         f"their rows show that the page works on such a network, not what a trained one uses."
@@ -103,6 +110,8 @@ def against_papers_order(records: Sequence[Record]) -> str:
 
 def table5_caption(records: Sequence[Record]) -> str:
     """What the rows of Table 5 say together: what a looser tolerance buys, and what it costs after fine-tuning."""
+    if len(records) == 1:
+        return f"Searched at one tolerance alone, $\\epsilon$ = {records[0]['experiment']['tolerance']:g} points."
     strict, loose = extremes(records, lambda record: record["experiment"]["tolerance"])
     after = f", after it from {strict['accuracy']['finetuned']:.1f} % to {loose['accuracy']['finetuned']:.1f} %"
     after = after if strict.finetuned and loose.finetuned else ""
@@ -119,20 +128,17 @@ def accuracy_changes(records: Sequence[Record]) -> str:
     worst, best = extremes(records, gain)
     finetuned = sum(record.finetuned for record in records)
     how = "fine-tuned" if finetuned == len(records) else f"{finetuned} of {len(records)} fine-tuned"
+    if len(records) == 1:
+        return f"Split and {how}, its accuracy moves by {gain(best):+.1f} points."
     return (
-        f"Split and {how}, accuracy moves by {gain(worst):+.1f} ({named(worst)}) to {gain(best):+.1f} points "
-        f"({named(best)})."
+        f"Split and {how}, accuracy moves by {gain(worst):+.1f} ({label(worst, records)}) to {gain(best):+.1f} points "
+        f"({label(best, records)})."
     )
 
 
 def gain(record: Record) -> float:
     """Accuracy points between the original network and the split one after fine-tuning."""
     return record["accuracy"]["finetuned"] - record["accuracy"]["original"]
-
-
-def named(record: Record) -> str:
-    network = record["experiment"]["network"]
-    return f"{network}, {training(variant(record))}" if variant(record) else network
 
 
 def extremes(records: Sequence[Record], key: Callable[[Record], float]) -> tuple[Record, Record]:

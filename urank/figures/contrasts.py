@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from urank.records import Record, experiment_name
+from urank.records import Record
 
 # Of a search, and what a record has that does not say it.
 SETTINGS = dict(mode="joint", order="forward", holdout=0, validation=None)
-USUAL = ("joint", "forward", 0)  # what `searched` says of most records
 
 
 def plain(records: Iterable[Record]) -> list[Record]:
@@ -23,7 +22,7 @@ def one_seed(records: Iterable[Record]) -> list[Record]:
     """One record an experiment, that of its lowest seed, in the order in which the experiments come."""
     lowest: dict[tuple, Record] = {}
     for record in records:
-        key = (record["experiment"]["dataset"], record["experiment"]["network"], variant(record))
+        key = (*place(record), variant(record))
         if key not in lowest or record["experiment"]["seed"] < lowest[key]["experiment"]["seed"]:
             lowest[key] = record
     return list(lowest.values())
@@ -34,24 +33,24 @@ def variant(record: Record) -> str:
     return record["experiment"].get("variant") or ""
 
 
-def family(network: str) -> str:
-    """The name without its size: "vgg" for "vgg19"."""
-    return network.rstrip("0123456789")
+def family(record: Record) -> str:
+    """The network's name without its size: "vgg" for "vgg19"."""
+    return record["experiment"]["network"].rstrip("0123456789")
 
 
 def families(records: Iterable[Record]) -> list[Record]:
     """Networks of one family on one data set, the most that the records have; [] where there are not two."""
-    return largest(plain(records), lambda one: (one["dataset"], family(one["network"])))
+    return largest(plain(records), lambda record: (place(record)[0], family(record)))
 
 
 def complexities(records: Iterable[Record]) -> list[Record]:
     """One network on data sets of more and of fewer classes; [] where there are not two."""
-    return largest(plain(records), lambda one: one["network"])
+    return largest(plain(records), lambda record: record["experiment"]["network"])
 
 
 def pretrainings(records: Iterable[Record]) -> list[Record]:
     """One network on one data set from scratch and from other weights, at one tolerance; [] where there are not two."""
-    return largest(one_seed(beside_plain(records, from_other_weights)), place)
+    return largest(beside_plain(records, from_other_weights), place_and_seed)
 
 
 def comparisons(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -71,49 +70,37 @@ def drawn_alone(records: Sequence[Record]) -> list[Record]:
 
 def tolerances(records: Iterable[Record]) -> list[Record]:
     """One network on one data set searched at several tolerances, the strictest first; [] where there are not two."""
-    chosen = largest(one_seed(beside_plain(records, at_another_tolerance)), place)
-    return sorted(chosen, key=lambda record: record["experiment"]["tolerance"])
+    chosen = largest(beside_plain(records, at_another_tolerance), place_and_seed)
+    return sorted(chosen, key=tolerance)
 
 
 def protocols(records: Iterable[Record]) -> list[list[Record]]:
-    """For each trained network that was searched in several ways at one tolerance, the usual way first."""
-    groups = alike(one_seed(records), lambda one: (trained_network(one), one["tolerance"]))
-    ordered = [sorted(group, key=lambda record: (searched(record) != USUAL, variant(record) != "")) for group in groups]
-    unmixed = [[record for record in group if as_accurate(record, group[0])] for group in ordered]
-    return [group for group in unmixed if len(group) > 1]
+    """For each trained network that was searched in several ways at one tolerance, the usual way first.
+
+    Of a network that was trained with several seeds, the lowest.
+    """
+    searches = alike(records, lambda record: (record["weights"], tolerance(record)))
+    ordered = [sorted(group, key=unusual) for group in searches]
+    chosen = one_seed(group[0] for group in ordered)
+    return [group for group in ordered if group[0] in chosen]
 
 
 def beside_plain(records: Iterable[Record], belongs: Callable[[Record, Record], bool]) -> list[Record]:
     """The plain records, and of their variants those that `belongs` says yes to, asked with the plain one."""
     records = list(records)
-    originals = {(place(one["experiment"]), one["experiment"]["seed"]): one for one in without_variants(records)}
-    pairs = [(one, originals.get((place(one["experiment"]), one["experiment"]["seed"]))) for one in records]
+    originals = {place_and_seed(one): one for one in without_variants(records)}
+    pairs = [(one, originals.get(place_and_seed(one))) for one in records]
     return [one for one, original in pairs if original and (one is original or variant(one) and belongs(one, original))]
 
 
 def from_other_weights(one: Record, plain: Record) -> bool:
-    return origin(one) != origin(plain) and searched(one) == searched(plain) and tolerance(one) == tolerance(plain)
+    searched_alike = settings(one) == settings(plain) and tolerance(one) == tolerance(plain)
+    return origin(one) != origin(plain) and width(one) == width(plain) and searched_alike
 
 
 def at_another_tolerance(one: Record, plain: Record) -> bool:
-    return same_network(one, plain) and searched(one) == searched(plain) and tolerance(one) != tolerance(plain)
-
-
-def same_network(one: Record, plain: Record) -> bool:
-    """Whether a variant came to its weights as the plain network did; what was not trained must be that very one."""
-    return origin(one) == origin(plain) and (one["experiment"]["train"]["epochs"] > 0 or as_accurate(one, plain))
-
-
-def as_accurate(one: Record, other: Record) -> bool:
-    """Whether both may be the very same network; on another device an image may fall to another class."""
-    return abs(one["accuracy"]["original"] - other["accuracy"]["original"]) < 0.1
-
-
-def trained_network(experiment: dict) -> tuple[tuple[str, str], str | None]:
-    """Whose weights it searched: its own, where it trained them, another experiment's or published ones."""
-    if experiment["train"]["epochs"] == 0:
-        return place(experiment), experiment.get("start") or experiment.get("pretrained")
-    return place(experiment), experiment_name(*place(experiment), experiment.get("variant", ""), experiment["seed"])
+    same_network = one["weights"] == plain["weights"]
+    return same_network and settings(one) == settings(plain) and tolerance(one) != tolerance(plain)
 
 
 def origin(record: Record) -> tuple[str | None, str | None]:
@@ -129,46 +116,56 @@ def settings(record: Record) -> dict:
     return chosen | dict(calibration=record["calibration_images"])
 
 
-def searched(record: Record) -> tuple[str, str, int]:
-    """How its ranks were searched, the tolerance and the numbers of images apart."""
+def unusual(record: Record) -> tuple[bool, bool]:
+    """A sorting key: networks searched jointly, forward and on test images come first, of these the plain one."""
     chosen = settings(record)
-    return chosen["mode"], chosen["order"], chosen["holdout"]
+    return (chosen["mode"], chosen["order"], chosen["holdout"]) != ("joint", "forward", 0), variant(record) != ""
 
 
 def tolerance(record: Record) -> float:
     return record["experiment"]["tolerance"]
 
 
-def place(experiment: dict) -> tuple[str, str]:
-    return experiment["dataset"], experiment["network"]
+def width(record: Record) -> float:
+    return record["experiment"]["width"]
 
 
-def largest(records: Iterable[Record], key: Callable[[dict], object]) -> list[Record]:
-    """The largest set of records whose experiments agree in `key`, the first of several; [] where there are not two."""
+def place(record: Record) -> tuple[str, str]:
+    return record["experiment"]["dataset"], record["experiment"]["network"]
+
+
+def place_and_seed(record: Record) -> tuple[str, str, int]:
+    return *place(record), record["experiment"]["seed"]
+
+
+def largest(records: Iterable[Record], key: Callable[[Record], object]) -> list[Record]:
+    """The largest set of records that agree in `key`, the first of several; [] where there are not two."""
     return max(alike(records, key), key=len, default=[])
 
 
-def alike(records: Iterable[Record], key: Callable[[dict], object]) -> list[list[Record]]:
-    """The sets of two or more records whose experiments agree in `key`."""
+def alike(records: Iterable[Record], key: Callable[[Record], object]) -> list[list[Record]]:
+    """The sets of two or more records that agree in `key`."""
     groups: dict[object, list[Record]] = {}
     for record in records:
-        groups.setdefault(key(record["experiment"]), []).append(record)
+        groups.setdefault(key(record), []).append(record)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def label(record: Record, among: Iterable[Record]) -> str:
-    """What tells a record from the others it is drawn with, in few words."""
-    experiments = [other["experiment"] for other in among]
-    this = record["experiment"]
-    if len(experiments) == 1 or len({one["network"] for one in experiments}) > 1:
-        return this["network"]
-    if len({one["dataset"] for one in experiments}) > 1:
-        return this["dataset"]
-    if len({one["tolerance"] for one in experiments}) > 1:
-        return f"$\\epsilon$ = {this['tolerance']:g}"
-    if len({origin(other) for other in among}) == 1:
-        return protocol(record, next(iter(among)))
-    return training(variant(record))
+    """What tells a record from the others it is shown with, in few words; its network where it is alone."""
+    among = list(among)
+    this, others = record["experiment"], [other["experiment"] for other in among]
+    words = [this[name] for name in ("network", "dataset") if any(other[name] != this[name] for other in others)]
+    if any(other["tolerance"] != this["tolerance"] for other in others):
+        words.append(f"$\\epsilon$ = {this['tolerance']:g}")
+    twins = [other for other in among if place(other) == place(record) and other["weights"] != record["weights"]]
+    if any(variant(other) != variant(record) for other in twins):
+        words.append(training(variant(record)))
+    if any(other["experiment"]["seed"] != this["seed"] for other in twins):
+        words.append(f"seed {this['seed']}")
+    if not words and len(among) > 1:
+        words.append(protocol(record, among[0]))
+    return ", ".join(words) or this["network"]
 
 
 def protocol(record: Record, reference: Record) -> str:

@@ -1,6 +1,7 @@
 """Figure 2: the rank of every layer's W and W' over the depth of a network."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +26,7 @@ def snapshot(records: Sequence[Record], title: str = "") -> Figure:
     stage = "merged" if all(record.finetuned for record in records) else "decomposed"
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6, 3.9), layout="constrained")
-        for color, record in zip(COLORS, records):
+        for color, record in zip(cycle(COLORS), records):
             layers = record.plan.layers
             places = np.arange(1, len(layers) + 1)
             axis.plot(places, [entry.weight_rank for entry in layers], ":", color=color, lw=1.5)

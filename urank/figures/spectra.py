@@ -20,7 +20,7 @@ def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
     layer's utilization.
 
     Args:
-        layers: their `named_modules()` paths; default every other layer, first and last included.
+        layers: their `named_modules()` paths; default five at even distances, first and last included.
     """
     names = list(record["spectra"])
     layers = spread(names, 5) if layers is None else layers
@@ -58,7 +58,7 @@ def spectra_caption(record: Record) -> str:
 def sweep_caption(record: Record, layer: str) -> str:
     """What Figure 1(b) of this record says of a layer: the least energy that costs no more than the tolerance."""
     rows, entry, plan = swept(record, layer), record.plan[layer], record.plan
-    enough = rows[rows["correct"] >= plan.correct - plan.tolerance * plan.total / 100]
+    enough = rows[rows["correct"] >= plan.least_correct]
     if enough.empty:
         return (
             f"No threshold up to {100 * rows['energy'].max():g} % keeps the accuracy within {plan.tolerance:g} points."

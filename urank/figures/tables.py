@@ -73,7 +73,7 @@ def comparison(records: Iterable[Record], printed: pd.DataFrame, same: Sequence[
         agrees = (printed[list(same)] == list(key)).all(axis=1)
         rows += printed[agrees].assign(source="paper").to_dict("records")
         source = "measured" if len(seeds) == 1 else f"measured, mean of {len(seeds)}"
-        means = pd.DataFrame([measured_row(record) for record in seeds]).mean().to_dict()
+        means = pd.DataFrame([measured_row(record) for record in seeds]).mean(skipna=False).to_dict()
         rows.append(dict(zip(same, key)) | dict(source=source) | means)
     frame = pd.DataFrame(rows, columns=[*same, "source", *COLUMNS]).set_index([*same, "source"])
     return with_labels(frame)
@@ -144,10 +144,6 @@ def style_table(frame: pd.DataFrame, identifier: str) -> Styler:
     return table.format_index("{:g}", level="tolerance") if "tolerance" in frame.index.names else table
 
 
-def style_table3(frame: pd.DataFrame) -> Styler:
-    return style_table(frame, "table3")
-
-
 def paper_table1() -> Styler:
     """All rows of Table 1 as the paper prints them, styled."""
     return printed_table(printed_table1(), ["model"], "table1-printed")
@@ -209,13 +205,18 @@ def provenance(record: Record) -> Styler:
         f"on {record.plan.total} {record.content.get('consulted', 'test')} images",
         "calibration": f"{record['calibration_images']} training images",
         "seed": experiment["seed"],
-        "device": ", ".join(sorted({made["device"] for made in record["made"].values()})),
+        "device": devices([record]),
         "date": record["made"]["finetune"]["date"],
         "versions": versions,
         "seconds": seconds,
     }
     frame = pd.DataFrame({"": rows})
     return styled(frame, identifier("run", record), text=True).hide(axis="columns")
+
+
+def devices(records: Iterable[Record]) -> str:
+    """Every device that a stage of the records was computed on."""
+    return "; ".join(sorted({made["device"] for record in records for made in record["made"].values()}))
 
 
 def provenances(records: Sequence[Record]) -> Styler:
@@ -231,7 +232,7 @@ def provenances(records: Sequence[Record]) -> Styler:
             "search images": record.plan.total,
             "seed": experiment["seed"],
             "minutes": f"{sum(record['seconds'].values()) / 60:.1f}",
-            "device": record["made"]["finetune"]["device"],
+            "device": devices([record]),
             "date": record["made"]["finetune"]["date"],
         }
     return styled(pd.DataFrame(rows).T.rename_axis("run"), identifier("runs", records[0]))
