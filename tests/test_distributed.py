@@ -70,6 +70,10 @@ def test_same_fit(results):
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_same_statistics_of_batch_norm(results):
+    assert all(read_json(folder / "fit.json")["alike"] for folder in results)
+
+
 def test_an_experiment_on_two_processes(tmp_path):
     """Every stage, written once, each process at the same stage as the other; and again, with nothing to do."""
     code = (

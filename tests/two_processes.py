@@ -42,7 +42,16 @@ def fitted(folder: Path) -> dict:
     recipe = Recipe(epochs=2, batch_size=20, lr=0.02, crop=2, flip=False, ema_decay=0.9)
     history = fit(network, digits, recipe, checkpoint=folder / "fit.ckpt")
     write_weights(folder / "fit.safetensors", network)
-    return dict(loss=[row["loss"] for row in history], trained_on=[row["accuracy"] for row in history])
+    rows = dict(loss=[row["loss"] for row in history], trained_on=[row["accuracy"] for row in history])
+    return rows | dict(alike=alike_with_batch_norm(digits))
+
+
+def alike_with_batch_norm(digits: datasets.Dataset) -> bool:
+    """Whether every process ends with the same statistics, though each normalized its own share of a batch."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 10))
+    fit(network, digits, Recipe(epochs=1, batch_size=20, lr=0.02, crop=2, flip=False))
+    mean, count = network[1].running_mean, distributed.processes()[1]
+    return torch.equal(distributed.total(mean.clone()), count * mean)
 
 
 if __name__ == "__main__":

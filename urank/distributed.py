@@ -11,7 +11,7 @@ from itertools import islice
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def join() -> None:
@@ -51,6 +51,13 @@ def total(numbers: Tensor) -> Tensor:
     if processes()[1] > 1:
         dist.all_reduce(numbers)
     return numbers
+
+
+def synchronize(model: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers; batch norm's statistics are each process's own."""
+    if processes()[1] > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
 
 
 def totals(*numbers: int) -> list[int]:

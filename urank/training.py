@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
 from urank.datasets import Dataset, FileSplit, Split
-from urank.distributed import is_first, processes, total, totals
+from urank.distributed import is_first, processes, synchronize, total, totals
 from urank.files import read_checkpoint, write_checkpoint
 from urank.layers import evaluating, matrix_layers, watch_inputs
 from urank.precision import autocast
@@ -134,7 +134,8 @@ def fit(
         FloatingPointError: the loss is no longer finite.
         OutOfTime: the deadline has passed and epochs are left.
     """
-    check_images(dataset, recipe)
+    if recipe.epochs:
+        check_images(dataset, recipe)
     model.to(device, memory_format=torch.channels_last)
     train = dataset.train.feed(device)
     # Every epoch seeds torch's generators, which are the caller's.
@@ -152,6 +153,7 @@ def fit(
                 check_time(deadline, f"{description} has {left} of {recipe.epochs} epochs left")
     if run.ema is not None:
         model.load_state_dict(run.ema.module.state_dict())
+    synchronize(model)
     return run.history
 
 
