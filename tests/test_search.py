@@ -13,7 +13,8 @@ from urank import datasets
 from urank.counting import margins
 from urank.decompose import project_network
 from urank.models import create
-from urank.search import allowed_loss, search_ranks
+from urank.plan import allowed_loss
+from urank.search import search_ranks
 from urank.subspaces import accumulate_grams
 from urank.validation import Validation, growing_sizes
 

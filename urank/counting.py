@@ -3,8 +3,9 @@
 A probe of the search asks whether at least `needed` images are. The counters differ in what they compute for it:
 
 - `Exact` runs every image in the network's own precision, and stops when a failure is certain.
-- `Screened` gives the same answers. It runs every image in bfloat16 and settles in full precision those whose margin
-  is so small that the error of bfloat16, as measured on this network and these images, could overturn it.
+- `Screened` runs every image in bfloat16 and settles in full precision those whose margin is within twice the largest
+  error that bfloat16 was seen to make on this network and these images. Its answers are those of `Exact` unless another
+  image's margin moved further.
 - `Bfloat16` runs every image in bfloat16 and leaves it at that: an approximation.
 - `Sequential` draws images at random and accepts as soon as it is confident: an approximation.
 """
@@ -77,7 +78,7 @@ class Bfloat16(Exact):
 
 
 class Screened(Bfloat16):
-    """Every image in bfloat16, the doubtful ones again in full precision; the answers are those of `Exact`.
+    """Every image in bfloat16, the doubtful ones again in full precision, for the answers of `Exact`.
 
     Attributes:
         error: the largest difference between a margin in bfloat16 and in full precision that was seen so far.

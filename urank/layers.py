@@ -64,8 +64,13 @@ def coverage(model: nn.Module, images: Tensor | None = None) -> pd.DataFrame:
     share (of the parameters of the network, 0 to 1; what is missing from their sum are norms and lone biases),
     measured, reason (why not, else empty).
 
+    Layers that share one weight count as measured: each has its own in `separate_uses(model, images)`.
+
     Args:
         images: run once, if given, to find out which layers' weights a forward pass does not multiply by.
+
+    Raises:
+        ValueError: with `images`, for a network that `matrix_layers` refuses.
     """
     holders, total, counted, rows = weight_holders(model), sum(p.numel() for p in model.parameters()), set(), []
     used = holders if images is None else used_layers(model, images)
@@ -114,7 +119,7 @@ def skip_reason(module: nn.Module) -> str | None:
         names = " and ".join(name for name, parameter in module.named_parameters() if parameter.ndim > 1)
         why = obstacle(module)
         remedy = "use explicit_attention(model)" if why is None else f"explicit_attention leaves it as it is: {why}"
-        return f"attention that reads {names} and calls no layer; {remedy}"
+        return f"attention that reads {names} and calls no layer ({remedy})"
     names = ", ".join(name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1)
     return f"{type(module).__name__} ({names}) is not a linear layer or a 2-d convolution"
 

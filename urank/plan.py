@@ -1,7 +1,9 @@
 """The outcome of a measurement as plain data: no tensors, JSON on disk, a DataFrame in a notebook."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -90,6 +92,11 @@ class RankPlan:
         """The same mean with the rank of the unaltered W: the paper's "original MLU", between 0 and 1."""
         return mean(layer.weight_rank / min(layer.d, layer.m) for layer in self.layers)
 
+    @property
+    def least_correct(self) -> int:
+        """How many images must be classified correctly for one projection of the unmodified network to pass."""
+        return self.correct - allowed_loss(self.tolerance, self.total)
+
     def __getitem__(self, layer: str) -> LayerRank:
         return {entry.layer: entry for entry in self.layers}[layer]
 
@@ -140,6 +147,11 @@ class RankPlan:
             return cls.from_dict(content)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a rank plan ({error})") from error
+
+
+def allowed_loss(tolerance: float, total: int) -> int:
+    """floor(tolerance total / 100) images, for the decimal number that was written (0.29 of 10,000 is 29)."""
+    return math.floor(Fraction(str(tolerance)) * total / 100)
 
 
 def mean(shares: Iterable[float]) -> float:

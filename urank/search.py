@@ -6,9 +6,7 @@ and passes when enough validation images are still classified correctly.
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping
-from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from tqdm import tqdm
 
 from urank.counting import Sequential, choose_counter
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
-from urank.plan import LayerRank, Probe, RankPlan
+from urank.plan import LayerRank, Probe, RankPlan, allowed_loss
 from urank.replay import DEFAULT_MEMORY, Replay
 from urank.subspaces import Spectrum, dimension_for_energy, output_gram
 from urank.utilization import project_weight, utilized_rank
@@ -47,9 +45,9 @@ def search_ranks(
         mode: "joint" leaves what was found in place, and each projection is compared with the network just before
             it, so that at most 2 L epsilon points are lost over L layers. "isolated" searches each layer in the
             otherwise unmodified network, whose accuracy its input side may miss by epsilon, both sides by 2 epsilon.
-        evaluation: how a probe is decided (see `counting`). "exact" and "screened" give the same plan; "auto" is
-            "screened" where the device multiplies bfloat16 in hardware, else "exact". "bfloat16" and "sequential" are
-            approximations.
+        evaluation: how a probe is decided (see `counting`). "screened" gives the plan of "exact" unless bfloat16 moves
+            an image's margin by far more than was seen; "auto" is "screened" where the device multiplies bfloat16 in
+            hardware, else "exact". "bfloat16" and "sequential" are approximations.
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
         memory: bytes of activations that may be kept between probes.
@@ -90,11 +88,6 @@ def check_grams(model: nn.Module, grams: Mapping[str, Tensor]) -> None:
             raise FloatingPointError(f"layer {name!r}: its Gram matrix holds NaN or infinity")
         if gram.shape != (d, d):
             raise ValueError(f"layer {name!r} has {d} input features, its Gram matrix has shape {tuple(gram.shape)}")
-
-
-def allowed_loss(tolerance: float, total: int) -> int:
-    """floor(tolerance total / 100) images, for the decimal number that was written (0.29 of 10,000 is 29)."""
-    return math.floor(Fraction(str(tolerance)) * total / 100)
 
 
 class _Search:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from urank.plan import mean
 from urank.subspaces import Spectrum, cumulative_energy, output_gram, projector
 
 RANK_ENERGY = 0.9999  # the paper's cut-off against singular values that are numerical noise (section 3)
@@ -105,7 +106,4 @@ def mean_layer_utilization(ranks: Iterable[tuple[int, int, int]]) -> float:
     Raises:
         ValueError: no layer.
     """
-    shares = [rank / min(d, m) for rank, d, m in ranks]
-    if not shares:
-        raise ValueError("no layer: the mean layer utilization of nothing is undefined")
-    return sum(shares) / len(shares)
+    return mean(rank / min(d, m) for rank, d, m in ranks)
