@@ -387,8 +387,8 @@ class TestProtocol:
         assert frame.index.tolist() == [
             "as everywhere else",
             "each layer by itself",
-            "backward, 2,000 calibration images",
-            "7 validation images",
+            "backward, with 2,000 calibration images",
+            "with 7 validation images",
         ]
         assert frame["MLU %"].iloc[0] == pytest.approx(100 * plain.plan.mlu)
         most = max(entry.utilization - 1 / min(entry.d, entry.m) for entry in plain.plan.layers)
@@ -401,8 +401,8 @@ class TestProtocol:
 
     def test_caption_names_the_extremes(self, ways):
         caption, frame = figures.protocol_caption(ways), figures.protocol_table(ways)
-        assert f"between {frame['MLU %'].min():.1f} % (*7 validation images*)" in caption
-        assert "searched *7 validation images*: 75.00 points" in caption
+        assert f"between {frame['MLU %'].min():.1f} % (*with 7 validation images*)" in caption
+        assert "searched *with 7 validation images*: 75.00 points" in caption
 
     def test_caption_compares_with_what_the_paper_prints(self, ways):
         assert "The paper" not in figures.protocol_caption(ways)

@@ -175,8 +175,8 @@ def protocol(record: Record, reference: Record) -> str:
         mode="each layer by itself" if this["mode"] == "isolated" else "jointly",
         order=this["order"],
         holdout=f"on {this['holdout']:,} held-out images" if this["holdout"] else "on test images",
-        calibration=f"{this['calibration']:,} calibration images",
-        validation=f"{this['validation'] or 'all'} validation images",
+        calibration=f"with {this['calibration']:,} calibration images",
+        validation=f"with {this['validation'] or 'all'} validation images",
     )
     return ", ".join(words[name] for name in words if this[name] != other[name]) or "as everywhere else"
 
