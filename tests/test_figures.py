@@ -403,6 +403,8 @@ class TestProtocol:
         caption, frame = figures.protocol_caption(ways), figures.protocol_table(ways)
         assert f"between {frame['MLU %'].min():.1f} % (*with 7 validation images*)" in caption
         assert "searched *with 7 validation images*: 75.00 points" in caption
+        moved = frame["moved by at most"]
+        assert f"move by up to {moved.max():.0f} points (*with 7 validation images*)" in caption
 
     def test_caption_compares_with_what_the_paper_prints(self, ways):
         assert "The paper" not in figures.protocol_caption(ways)

@@ -65,12 +65,13 @@ def protocol_caption(records: Sequence[Record]) -> str:
     worst = frame["lost, test"].idxmax()
     layers, tolerance = len(records[0].plan.layers), records[0].plan.tolerance
     network = f"**{experiment['network']} on {experiment['dataset']}{left_out(records)}.**"
+    moved = frame["moved by at most"]
     return (
         f"{network} The MLU lies between {frame['MLU %'].min():.1f} % (*{lowest}*) and {frame['MLU %'].max():.1f} % "
-        f"(*{highest}*). Projected, the network loses most accuracy when searched *{worst}*: "
-        f"{frame['lost, test'].max():.2f} points on the test images. With {layers} layers and a tolerance of "
-        f"{tolerance:g} a joint search may lose up to {2 * layers * tolerance:g} points on the images that it consults."
-        f"{nearest_to_paper(records[0], frame)}"
+        f"(*{highest}*), while single layers move by up to {moved.max():.0f} points (*{moved.idxmax()}*). Projected, "
+        f"the network loses most accuracy when searched *{worst}*: {frame['lost, test'].max():.2f} points on the test "
+        f"images. With {layers} layers and a tolerance of {tolerance:g} a joint search may lose up to "
+        f"{2 * layers * tolerance:g} points on the images that it consults.{nearest_to_paper(records[0], frame)}"
     )
 
 

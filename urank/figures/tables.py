@@ -235,4 +235,5 @@ def provenances(records: Sequence[Record]) -> Styler:
             "device": devices([record]),
             "date": record["made"]["finetune"]["date"],
         }
-    return styled(pd.DataFrame(rows).T.rename_axis("run"), identifier("runs", records[0]))
+    table = styled(pd.DataFrame(rows).T.rename_axis("run"), identifier("runs", records[0]))
+    return table.set_properties(subset=["device"], **{"white-space": "normal", "min-width": "9em"})
