@@ -236,4 +236,5 @@ def provenances(records: Sequence[Record]) -> Styler:
             "date": record["made"]["finetune"]["date"],
         }
     table = styled(pd.DataFrame(rows).T.rename_axis("run"), identifier("runs", records[0]))
-    return table.set_properties(subset=["device"], **{"white-space": "normal", "min-width": "9em"})
+    # "important", as the rule for all cells of the table is the more specific one
+    return table.set_properties(subset=["device"], **{"white-space": "normal !important", "min-width": "9em"})
