@@ -184,7 +184,7 @@ class Record:
             ValueError: the file is cut off or no record.
         """
         content = read_json(Path(path))
-        needed = {"experiment", "weights", "plan", "accuracy", "cost"}
+        needed = {"experiment", "weights", "plan", "consulted", "accuracy", "cost", "latency"}
         if not isinstance(content, dict) or not needed <= content.keys():
             raise ValueError(f"{path}: not a record of an experiment, or one that an early version of urank wrote")
         record = cls(content)

@@ -122,7 +122,7 @@ def printed_row(record: Record) -> pd.Series | None:
 
 def baseline(record: Record) -> float:
     """Accuracy of the full-rank network after the same fine-tuning; nan where that was not run."""
-    measured = record["accuracy"].get("baseline")
+    measured = record["accuracy"]["baseline"]
     return float("nan") if measured is None else measured
 
 
@@ -132,7 +132,7 @@ def speed_ratio(record: Record, batch: int = 256) -> float:
     nan where none was.
     """
     rates: dict[str, float] = {}
-    for row in record.content.get("latency", []):
+    for row in record["latency"]:
         if row["batch"] == batch:
             rates.setdefault(row["network"], row["images_per_second"])
     return rates["compact"] / rates["original"] if rates else float("nan")
@@ -202,7 +202,7 @@ def provenance(record: Record) -> Styler:
         **start,
         "epochs": f"{recipe['train']} of training, {recipe['finetune']} of fine-tuning",
         "search": f"tolerance {experiment['tolerance']:g} points, {experiment['mode']}, "
-        f"on {record.plan.total} {record.content.get('consulted', 'test')} images",
+        f"on {record.plan.total} {record['consulted']} images",
         "calibration": f"{record['calibration_images']} training images",
         "seed": experiment["seed"],
         "device": devices([record]),
