@@ -2,6 +2,7 @@
 
 from urank.figures.captions import table1_caption, table3_caption, table4_caption, table5_caption
 from urank.figures.contrasts import (
+    compared,
     comparisons,
     complexities,
     drawn_alone,
@@ -48,6 +49,7 @@ __all__ = [
     "COLORS",
     "STYLE",
     "beside",
+    "compared",
     "comparison",
     "comparisons",
     "complexities",

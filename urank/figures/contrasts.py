@@ -62,10 +62,15 @@ def comparisons(records: Sequence[Record]) -> dict[str, list[Record]]:
     }
 
 
+def compared(records: Sequence[Record]) -> list[Record]:
+    """The records that some panel of Figure 2 draws."""
+    return [record for panel in comparisons(records).values() for record in panel]
+
+
 def drawn_alone(records: Sequence[Record]) -> list[Record]:
     """The plain records that no comparison shows."""
-    compared = [record for panel in comparisons(records).values() for record in panel]
-    return [record for record in plain(records) if record not in compared]
+    shown = compared(records)
+    return [record for record in plain(records) if record not in shown]
 
 
 def tolerances(records: Iterable[Record]) -> list[Record]:
