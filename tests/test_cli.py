@@ -134,13 +134,21 @@ class TestReproduce:
 
 
 class TestStatus:
+    @pytest.fixture(autouse=True)
+    def cifar(self, mine):
+        """The profile that a status names beside "mine", with the notebooks it shows."""
+        shutil.copy(ROOT / "profiles" / "cifar.yaml", mine.parent)
+        for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+            (mine.parent.parent / "notebooks" / notebook.name).touch()
+
     def test_tells_what_is_done(self, urank, mine, runs):
         (runs / "mine" / "digits10" / "vgg11" / "finetune.json").unlink()
         code, out, _ = urank("status", "--profile", "mine")
-        paper, stages = out.split("\n\n")
+        paper, missing, stages = out.split("\n\n")
         header, *rows = (line.split() for line in stages.splitlines())
         assert code == 0
         assert "Table 3: VGG11, cifar10" in paper and "rows are not run" in paper
+        assert "Table 1: ViTB16" in missing and "--only cifar100/resnet101" in missing
         assert header == ["start", *map(stage_name, STAGES)]
         assert rows == [["digits10/vgg11", *["done"] * 6, "-", "done", "done"], ["digits10/vgg11-s1", *["-"] * 9]]
 

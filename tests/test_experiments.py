@@ -705,6 +705,7 @@ class TestCode:
             "speed",
             "surveys",
             "status",
+            "effort",
             "discrepancies",
             "transformer_cost",
             "profiles",

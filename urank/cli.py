@@ -70,6 +70,9 @@ def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
     measured = compared[compared["verdict"] != "not run"].drop(columns=["needs", "page"])
     typer.echo(measured.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
     typer.echo(paper_status.summary(compared).replace("**", "") + "\n")
+    missing = compared[compared["verdict"] == "not run"]
+    width = missing["item"].str.len().max()
+    typer.echo("\n".join(missing["item"].str.ljust(width) + "  " + missing["needs"]) + "\n")
     names = loaded.names(seeds=parse_seeds(seeds))
     rows = {name: stage_states(loaded.find(name), run_folder(profile, name)) for name in names}
     typer.echo(pd.DataFrame(rows).T.to_string())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 
 from urank import models
 from urank.decompose import Cost, count_cost
@@ -96,13 +97,16 @@ def tradeoff(printed: pd.DataFrame) -> pd.DataFrame:
 
 @cache
 def original_cost(network: str, dataset: str, side: int) -> Cost:
-    """Parameters and MACs an image of a network of the paper, on images of `side` x `side` pixels.
+    """Parameters and MACs an image of a network of the paper, on images of `side` x `side` pixels."""
+    return count_cost(original_network(network, dataset, side), (3, side, side))
 
-    No weight is made: the network is built on the meta device, which has shapes and no numbers.
-    """
+
+@cache
+def original_network(network: str, dataset: str, side: int) -> nn.Module:
+    """A network of the paper for images of `side` x `side` pixels, on the meta device: shapes and no numbers."""
     classes = {"cifar10": 10, "cifar100": 100}.get(dataset, 1000)
     library = network.partition("/")[0]
     size = {"torchvision": "image_size", "timm": "img_size"}.get(library)
     options = {size: side} if size and side not in (32, 224) else {}
     with torch.device("meta"):
-        return count_cost(models.create(network, classes, **options), (3, side, side))
+        return models.create(network, classes, **options)

@@ -10,7 +10,7 @@ import torch
 
 # Modules of the package that no measurement depends on.
 PRESENTATION = (
-    "figures", "paper", "speed", "surveys", "status", "discrepancies", "transformer_cost", "profiles", "cli",
+    "figures", "paper", "speed", "surveys", "status", "effort", "discrepancies", "transformer_cost", "profiles", "cli",
     "__init__", "__main__",
 )  # fmt: skip
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")

@@ -5,20 +5,17 @@ measured says what it would need.
 """
 
 from dataclasses import dataclass
-from functools import cache
-from math import floor, log2, sqrt
+from math import sqrt
 
 import pandas as pd
-import torch
 from pandas.io.formats.style import Styler
 
-from urank import models, paper, profiles
-from urank.attention import explicit_attention
+from urank import paper, profiles
+from urank.effort import needs
 from urank.figures.contrasts import at_another_tolerance, beside_plain, from_other_weights, variant, without_variants
 from urank.figures.snapshot import peak_layer
 from urank.figures.style import styled
 from urank.figures.tables import SAME, devices, grouped, measured_row
-from urank.layers import matrix_layers, weight_matrix
 from urank.records import Record
 
 # How far a measured number may be from the paper's: green up to the first, amber up to the second, red beyond.
@@ -59,8 +56,6 @@ COLUMNS = [
     "device",
     "needs",
 ]
-SUSTAINED = 1e14  # floating-point operations a second that a GPU is taken to sustain in bfloat16
-IMAGES = {"train": 1_281_167, "validation": 50_000}  # of ImageNet-1k
 PEAK = (4, 6)  # layers between which the paper sees the rank of its VGGs peak (Figure 2, left)
 
 
@@ -76,6 +71,13 @@ class Row:
     @property
     def item(self) -> str:
         return f"{self.table}: {self.model}"
+
+    @property
+    def place(self) -> dict:
+        """Which network sees which images, of how many pixels a side."""
+        sides = paper.SIDES
+        side = sides.get(self.printed["model"], sides.get(self.same["dataset"], 224))
+        return dict(network=self.same["network"], dataset=self.same["dataset"], side=side)
 
 
 def table(records: list[Record] | None = None) -> pd.DataFrame:
@@ -116,14 +118,15 @@ def compared(row: Row, records: list[Record]) -> list[dict]:
     """A line for each quantity of one row; one line that says what is needed where it has not been measured."""
     full = [one for one in records if one["experiment"]["width"] == 1]
     seeds = grouped(in_table(row, full), list(row.same)).get(tuple(row.same.values()), [])
+    needed = needs(**row.place, records=full)
     if not seeds:
-        return [missing(row.item, PAGES[row.table], needs(row))]
+        return [missing(row.item, PAGES[row.table], needed)]
     measured = pd.DataFrame([measured_row(record) for record in seeds])
     printed = {quantity: column for quantity, column in QUANTITIES.items() if pd.notna(row.printed[column])}
     return [
         line(row.item, quantity, row.printed[column], measured[column].tolist(), seeds, PAGES[row.table])
         if measured[column].notna().all()
-        else missing(f"{row.item}, {quantity}", PAGES[row.table], f"fine-tuning: {needs(row)}")
+        else missing(f"{row.item}, {quantity}", PAGES[row.table], f"fine-tuning: {needed}")
         for quantity, column in printed.items()
     ]
 
@@ -203,35 +206,6 @@ def is_plain(record: Record, dataset: str, network: str) -> bool:
     experiment = record["experiment"]
     named = (experiment["dataset"], experiment["network"], experiment["width"]) == (dataset, network, 1)
     return named and not variant(record)
-
-
-def needs(row: Row) -> str:
-    """What measuring a row would take."""
-    dataset, network = row.same["dataset"], row.same["network"]
-    if dataset.startswith("cifar"):
-        return f"a GPU, and urank reproduce --profile cifar --only {dataset}/{network}"
-    epochs = int(paper.table2().iloc[:, int("resnet" in network)]["Epochs"])
-    side = paper.SIDES.get(row.printed["model"], 224)
-    return f"ImageNet and about {gpu_hours(network, side, epochs):,.0f} GPU hours"
-
-
-def gpu_hours(network: str, side: int, epochs: int) -> float:
-    """GPU hours of search and fine-tuning on ImageNet, at `SUSTAINED` operations a second; images not counted.
-
-    A probe of the search runs all validation images through the network; an image costs three passes in training.
-    """
-    macs = paper.original_cost(network, "imagenet-1k", side).macs
-    passes = search_probes(network) * IMAGES["validation"] + 3 * epochs * IMAGES["train"]
-    return 2 * macs * passes / SUSTAINED / 3600
-
-
-@cache
-def search_probes(network: str) -> int:
-    """How often the search asks for the accuracy at most: log2 of d and of m for each layer."""
-    with torch.device("meta"):
-        layers = matrix_layers(explicit_attention(models.create(network, 1000)))
-    shapes = [weight_matrix(layer).shape for layer in layers.values()]
-    return sum(floor(log2(size)) + 1 for shape in shapes for size in shape)
 
 
 def style(frame: pd.DataFrame) -> Styler:

@@ -34,8 +34,12 @@ def variant(record: Record) -> str:
 
 
 def family(record: Record) -> str:
-    """The network's name without its size: "vgg" for "vgg19"."""
-    return record["experiment"]["network"].rstrip("0123456789")
+    return family_of(record["experiment"]["network"])
+
+
+def family_of(network: str) -> str:
+    """A network's name without its size: "vgg" for "vgg19"."""
+    return network.rstrip("0123456789")
 
 
 def families(records: Iterable[Record]) -> list[Record]:

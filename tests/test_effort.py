@@ -1,0 +1,70 @@
+"""What a measurement would take, against the arithmetic by hand."""
+
+import copy
+import re
+from dataclasses import asdict
+
+import pytest
+from conftest import finished
+
+from urank import effort, profiles
+from urank.records import Record
+
+COMMAND = ": urank reproduce --profile cifar --only cifar10/"
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The tiny record in the place of the profile's VGG11 on CIFAR-10, as if it had taken ten hours."""
+    content = copy.deepcopy(finished()[1].content)
+    content["experiment"] = asdict(profiles.load_profile("cifar").find("cifar10/vgg11"))
+    content["seconds"] = dict(train=30_000.0, search=6_000.0)
+    for stage in content["made"].values():
+        stage["device"] = "a device"
+    return Record(content)
+
+
+def hours(network, records):
+    return float(re.search(r"about (\d+) hours of a device", effort.needs(network, "cifar10", 32, records))[1])
+
+
+def test_the_same_experiment_takes_as_long_again(measured):
+    needed = effort.needs("vgg11", "cifar10", 32, [measured])
+    assert needed == f"a GPU, or about 10 hours of a device{COMMAND}vgg11"
+
+
+def test_a_larger_relative_takes_longer_by_its_operations(measured):
+    larger, smaller = (
+        effort.operations_of(profiles.load_profile("cifar").find(name)) for name in ("cifar10/vgg19", "cifar10/vgg11")
+    )
+    assert hours("vgg19", [measured]) == round(10 * larger / smaller) > 20
+
+
+def test_other_families_variants_and_other_images_tell_nothing(measured):
+    assert effort.needs("resnet18", "cifar10", 32, [measured]) == f"a GPU{COMMAND}resnet18"
+    for change in (dict(variant="isolated"), dict(dataset="digits10", data={})):
+        other = Record(measured.content | dict(experiment=measured["experiment"] | change))
+        assert effort.needs("vgg19", "cifar10", 32, [other]) == f"a GPU{COMMAND}vgg19"
+
+
+def test_the_same_images_are_preferred(measured):
+    slow = Record(
+        measured.content | dict(experiment=measured["experiment"] | dict(dataset="cifar100"), seconds=dict(train=9e9))
+    )
+    assert hours("vgg11", [slow, measured]) == 10
+
+
+def test_an_experiment_is_trained_searched_fine_tuned_and_so_is_its_baseline():
+    experiment = profiles.load_profile("cifar").find("cifar10/vgg11")
+    epochs = experiment.train.epochs + 2 * experiment.finetune.epochs
+    passes = 3 * epochs * 50_000 + effort.search_probes("vgg11", "cifar10", 32) * 10_000
+    assert effort.operations_of(experiment) == pytest.approx(2 * 152_800_000 * passes, rel=1e-3)
+
+
+def test_gpu_hours_follow_from_the_network():
+    probes = effort.search_probes("torchvision/vit_b_16", "imagenet-1k", 224)
+    assert probes == 1072
+    epochs = 30
+    few, many = (effort.operations("torchvision/vit_b_16", "imagenet-1k", 224, count) for count in (0, epochs))
+    macs = 17_563_828_224
+    assert (few, many - few) == (2 * macs * probes * 50_000, 2 * 3 * epochs * 1_281_167 * macs)
