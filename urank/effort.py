@@ -27,11 +27,11 @@ def needs(network: str, dataset: str, side: int, records: Sequence[Record] = ())
     if dataset.startswith("cifar"):
         name = f"{dataset}/{network}"
         experiment = profiles.load_profile("cifar").find(name)
-        return f"a GPU{hours_elsewhere(experiment, records)}: urank reproduce --profile cifar --only {name}"
+        return f"a GPU{hours_at_measured_pace(experiment, records)}: urank reproduce --profile cifar --only {name}"
     return f"ImageNet and about {gpu_hours(network, side):,.0f} GPU hours"
 
 
-def hours_elsewhere(experiment: Experiment, records: Sequence[Record]) -> str:
+def hours_at_measured_pace(experiment: Experiment, records: Sequence[Record]) -> str:
     """For how long an experiment on CIFAR would occupy the device that ran one of its family; "" where none was run."""
     relatives = [record for record in without_variants(records) if related(record, experiment)]
     if not relatives:
@@ -43,7 +43,8 @@ def hours_elsewhere(experiment: Experiment, records: Sequence[Record]) -> str:
 
 
 def related(record: Record, experiment: Experiment) -> bool:
-    on_cifar = record["experiment"]["dataset"].startswith("cifar")
+    """Whether a record is of a network of the same family, on all images of CIFAR."""
+    on_cifar = record["experiment"]["dataset"].startswith("cifar") and not record["experiment"]["data"]
     return on_cifar and family(record) == family_of(experiment.network)
 
 
