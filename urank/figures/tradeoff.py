@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from urank.figures.contrasts import label
 from urank.figures.snapshot import millions
@@ -66,7 +66,9 @@ def plain_ticks(axis: Axes) -> None:
     """Numbers, not powers of ten, at places a reader can count with."""
     low, high = axis.get_xlim()
     steps = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 3, 5, 7)]
-    ticks = [step for step in steps if low <= step <= high] or [np.sqrt(low * high)]
+    ticks = [step for step in steps if low <= step <= high]
+    if len(ticks) < 3:  # so short a piece of the axis is all but linear
+        ticks = [step for step in MaxNLocator(4).tick_values(low, high) if low <= step <= high]
     axis.set_xticks(ticks, [f"{tick:.5g}" for tick in ticks])
     axis.set_xticks([], minor=True)
     axis.set_xlim(low, high)
