@@ -15,6 +15,7 @@ from urank.records import Record
 
 LARGEST = 900  # area of the largest bubble, in square points
 GREY = "#777777"
+MOST_TICKS = 9  # that a logarithmic axis has room for
 
 
 def tradeoff(points: pd.DataFrame, printed: pd.DataFrame | None = None, title: str = "") -> Figure:
@@ -65,13 +66,19 @@ def draw_pair(axis: Axes, row: dict, largest: float, color: str, hollow: bool = 
 def plain_ticks(axis: Axes) -> None:
     """Numbers, not powers of ten, at places a reader can count with."""
     low, high = axis.get_xlim()
-    steps = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 3, 5, 7)]
-    ticks = [step for step in steps if low <= step <= high]
+    inside = [counted(digits, low, high) for digits in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))]
+    ticks = next((ticks for ticks in inside if len(ticks) <= MOST_TICKS), inside[-1])
     if len(ticks) < 3:  # so short a piece of the axis is all but linear
-        ticks = [step for step in MaxNLocator(4).tick_values(low, high) if low <= step <= high]
+        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     axis.set_xticks(ticks, [f"{tick:.5g}" for tick in ticks])
     axis.set_xticks([], minor=True)
     axis.set_xlim(low, high)
+
+
+def counted(digits: Sequence[int], low: float, high: float) -> list[float]:
+    """The numbers between `low` and `high` that are one of `digits` times a power of ten."""
+    numbers = [digit * 10.0**power for power in range(-4, 4) for digit in digits]
+    return [number for number in numbers if low <= number <= high]
 
 
 def measured_points(records: Sequence[Record]) -> pd.DataFrame:
