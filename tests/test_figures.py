@@ -321,7 +321,7 @@ class TestContrasts:
         plain, other, *_, strict = several
         strict_of_other = altered(again(strict, seed=1), weights=other["weights"])
         assert figures.tolerances([plain, other, strict_of_other]) == [strict_of_other, other]
-        isolated = altered(again(strict_of_other, tolerance=plain.plan.tolerance), plan__mode="isolated")
+        isolated = again(strict_of_other, tolerance=plain.plan.tolerance, mode="isolated")
         assert figures.protocols([plain, other, isolated]) == [[other, isolated]]
         both = [plain, again(plain, variant="x", mode="isolated"), isolated, other]
         assert figures.protocols(both) == [both[:2]]
@@ -378,6 +378,12 @@ class TestProtocol:
     def test_takes_another_network_for_none_of_its_searches(self, ways):
         plain, isolated, *_ = ways
         assert figures.protocols([plain, altered(isolated, weights="others")]) == []
+
+    def test_shows_a_search_once_however_often_it_was_fine_tuned(self, ways):
+        plain, isolated, *_ = ways
+        longer = again(plain, variant="longer", finetune=plain["experiment"]["finetune"] | dict(epochs=9))
+        assert figures.protocols([longer, plain]) == []
+        assert figures.protocols([longer, isolated, plain]) == [[plain, isolated]]
 
     def test_ways_of_one_name_are_two_rows(self, ways):
         assert len(figures.protocol_table([*ways, ways[1]])) == 5

@@ -84,14 +84,23 @@ def tolerances(records: Iterable[Record]) -> list[Record]:
 
 
 def protocols(records: Iterable[Record]) -> list[list[Record]]:
-    """For each trained network that was searched in several ways at one tolerance, the usual way first.
+    """For each trained network that was searched in several ways at one tolerance, one record a way, the usual first.
 
     Of a network that was trained with several seeds, the lowest.
     """
     searches = alike(records, lambda record: (record["weights"], tolerance(record)))
-    ordered = [sorted(group, key=unusual) for group in searches]
+    ordered = [one_a_way(sorted(group, key=unusual)) for group in searches]
+    ordered = [ways for ways in ordered if len(ways) > 1]
     chosen = one_seed(group[0] for group in ordered)
     return [group for group in ordered if group[0] in chosen]
+
+
+def one_a_way(records: Iterable[Record]) -> list[Record]:
+    """The first record of each way of searching; others may differ from it in how they were fine-tuned."""
+    ways: dict[tuple, Record] = {}
+    for record in records:
+        ways.setdefault(tuple(settings(record).values()), record)
+    return list(ways.values())
 
 
 def beside_plain(records: Iterable[Record], belongs: Callable[[Record, Record], bool]) -> list[Record]:
