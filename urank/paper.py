@@ -84,7 +84,7 @@ def tradeoff(printed: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for row in printed.to_dict("records"):
-        cost = original_cost(row["network"], row["dataset"], SIDES.get(row["model"], SIDES.get(row["dataset"], 224)))
+        cost = original_cost(row["network"], row["dataset"], side(row["model"], row["dataset"]))
         before = dict(original_params=cost.params, original_macs=cost.macs, original_top1=row["original_top1"])
         after = dict(
             compact_params=cost.params * row["params_ratio"],
@@ -93,6 +93,11 @@ def tradeoff(printed: pd.DataFrame) -> pd.DataFrame:
         )
         rows.append(dict(network=row["network"], dataset=row["dataset"]) | before | after)
     return pd.DataFrame(rows)
+
+
+def side(model: str, dataset: str) -> int:
+    """How many pixels a side the images of a row have, by its printed name and its data set."""
+    return SIDES.get(model, SIDES.get(dataset, 224))
 
 
 @cache

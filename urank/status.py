@@ -75,9 +75,8 @@ class Row:
     @property
     def place(self) -> dict:
         """Which network sees which images, of how many pixels a side."""
-        sides = paper.SIDES
-        side = sides.get(self.printed["model"], sides.get(self.same["dataset"], 224))
-        return dict(network=self.same["network"], dataset=self.same["dataset"], side=side)
+        network, dataset = self.same["network"], self.same["dataset"]
+        return dict(network=network, dataset=dataset, side=paper.side(self.printed["model"], dataset))
 
 
 def table(records: list[Record] | None = None) -> pd.DataFrame:
@@ -118,15 +117,14 @@ def compared(row: Row, records: list[Record]) -> list[dict]:
     """A line for each quantity of one row; one line that says what is needed where it has not been measured."""
     full = [one for one in records if one["experiment"]["width"] == 1]
     seeds = grouped(in_table(row, full), list(row.same)).get(tuple(row.same.values()), [])
-    needed = needs(**row.place, records=full)
     if not seeds:
-        return [missing(row.item, PAGES[row.table], needed)]
+        return [missing(row.item, PAGES[row.table], needs(**row.place, records=full))]
     measured = pd.DataFrame([measured_row(record) for record in seeds])
     printed = {quantity: column for quantity, column in QUANTITIES.items() if pd.notna(row.printed[column])}
     return [
         line(row.item, quantity, row.printed[column], measured[column].tolist(), seeds, PAGES[row.table])
         if measured[column].notna().all()
-        else missing(f"{row.item}, {quantity}", PAGES[row.table], f"fine-tuning: {needed}")
+        else missing(f"{row.item}, {quantity}", PAGES[row.table], f"fine-tuning: {needs(**row.place, records=full)}")
         for quantity, column in printed.items()
     ]
 

@@ -106,7 +106,10 @@ def flops_column() -> pd.DataFrame:
     rows = pd.concat([paper.table1(), *once])
     found = []
     for one in rows[rows["network"].str.contains("/vit_|/deit_")].to_dict("records"):
-        sizes, library = transformer(one["network"], paper.SIDES.get(one["model"], 224)), one["network"].split("/")[0]
+        sizes, library = (
+            transformer(one["network"], paper.side(one["model"], one["dataset"])),
+            one["network"].split("/")[0],
+        )
         hidden = implied_ratio(sizes, one["params_ratio"], HIDDEN) if library == "torchvision" else float("nan")
         name = one["model"] + (f" at tolerance {one['tolerance']:g}" if pd.notna(one["tolerance"]) else "")
         implied = implied_ratio(sizes, one["params_ratio"])
