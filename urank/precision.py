@@ -36,8 +36,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """True where matrix products in bfloat16 are faster than in float32 (tensor cores, AMX, AVX512-BF16)."""
+    """True where the device has units for matrix products in bfloat16: tensor cores, or AMX.
+
+    AVX512-BF16 alone does not count: measured with it, VGG11 and ResNet18 train 7 to 17 % slower than in float32 and
+    are evaluated no more than 5 % faster.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
