@@ -425,6 +425,44 @@ class TestProtocol:
         assert "backward" in lines[2].get_label()
 
 
+class TestFinetuning:
+    @pytest.fixture
+    def ways(self, several):
+        plain = altered(several[0], accuracy__baseline=79.5)
+        recipe = plain["experiment"]["finetune"]
+        taken = dict(train=plain["experiment"]["train"] | dict(epochs=0), start="cifar10/vgg11")
+        longer = again(plain, variant="longer", finetune=recipe | dict(epochs=recipe["epochs"] + 9), **taken)
+        return [plain, altered(longer, accuracy__finetuned=81.5, accuracy__baseline=81.75)]
+
+    def test_chooses_one_network_split_once(self, several, ways):
+        plain, longer = ways
+        assert figures.finetunings([longer, plain, *several[1:]]) == [[plain, longer]]
+        least = [entry | dict(rank=1) for entry in plain.plan.to_dict()["layers"]]
+        not_at_all = again(longer, finetune=longer["experiment"]["finetune"] | dict(epochs=0))
+        for other in (altered(longer, weights="others"), altered(longer, plan__layers=least), not_at_all):
+            assert figures.finetunings([plain, other]) == []
+
+    def test_keeps_to_one_seed(self, several, ways):
+        _, seed_1, *_ = several
+        longer_of_1 = altered(again(ways[1], seed=1), weights=seed_1["weights"])
+        assert figures.finetunings([longer_of_1, seed_1, *ways]) == [ways]
+        assert figures.finetunings([longer_of_1, seed_1, ways[0]]) == [[seed_1, longer_of_1]]
+
+    def test_table_counts_from_the_original(self, ways):
+        frame, epochs = figures.finetuning_table(ways), ways[0]["experiment"]["finetune"]["epochs"]
+        assert frame.index.tolist() == [epochs, epochs + 9]
+        assert frame.iloc[1].tolist() == [0.01, 81.5, 1.5, 81.75, 1.75]
+
+    def test_caption_says_where_each_ends(self, ways):
+        caption = figures.finetuning_caption(ways)
+        assert "5.00 points below the original's 80.00 %" in caption and "1.50 points above it." in caption
+        assert "it stands 4.50 points below, then 0.25 points below." in caption
+        alone = [altered(way, accuracy__baseline=None) for way in ways]
+        assert "full-rank" not in figures.finetuning_caption(alone)
+        full = [altered(way, experiment__dataset="cifar10", experiment__width=1) for way in ways]
+        assert "The paper prints a change of +1.0 points." in figures.finetuning_caption(full)
+
+
 class TestSnapshot:
     def test_draws_the_ranks_of_every_layer(self, several):
         chosen = figures.families(several)

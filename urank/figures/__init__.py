@@ -7,12 +7,14 @@ from urank.figures.contrasts import (
     complexities,
     drawn_alone,
     families,
+    finetunings,
     plain,
     pretrainings,
     protocols,
     tolerances,
     without_variants,
 )
+from urank.figures.finetuning import finetuning_caption, finetuning_table, style_finetuning
 from urank.figures.hyperparameters import paper_table2, recipes, table2_caption
 from urank.figures.protocol import protocol_caption, protocol_table, style_protocol
 from urank.figures.snapshot import snapshot, snapshot_caption
@@ -57,6 +59,9 @@ __all__ = [
     "drawn_alone",
     "energy_sweep",
     "families",
+    "finetuning_caption",
+    "finetuning_table",
+    "finetunings",
     "measured_points",
     "measured_row",
     "paper_table1",
@@ -79,6 +84,7 @@ __all__ = [
     "spectra",
     "spectra_caption",
     "spread",
+    "style_finetuning",
     "style_protocol",
     "style_table",
     "styled",

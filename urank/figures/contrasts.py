@@ -90,9 +90,7 @@ def protocols(records: Iterable[Record]) -> list[list[Record]]:
     """
     searches = alike(records, lambda record: (record["weights"], tolerance(record)))
     ordered = [one_a_way(sorted(group, key=unusual)) for group in searches]
-    ordered = [ways for ways in ordered if len(ways) > 1]
-    chosen = one_seed(group[0] for group in ordered)
-    return [group for group in ordered if group[0] in chosen]
+    return lowest_seed([ways for ways in ordered if len(ways) > 1])
 
 
 def one_a_way(records: Iterable[Record]) -> list[Record]:
@@ -101,6 +99,18 @@ def one_a_way(records: Iterable[Record]) -> list[Record]:
     for record in records:
         ways.setdefault(tuple(settings(record).values()), record)
     return list(ways.values())
+
+
+def finetunings(records: Iterable[Record]) -> list[list[Record]]:
+    """For each network that was fine-tuned in several ways after one search, a record a way, the shortest first."""
+    groups = alike(beside_plain(records, finetuned_otherwise), place_and_seed)
+    return lowest_seed([sorted(group, key=finetuning_epochs) for group in groups])
+
+
+def lowest_seed(groups: list[list[Record]]) -> list[list[Record]]:
+    """Of groups whose first records differ in the seed alone, that of the lowest."""
+    chosen = one_seed(group[0] for group in groups)
+    return [group for group in groups if group[0] in chosen]
 
 
 def beside_plain(records: Iterable[Record], belongs: Callable[[Record, Record], bool]) -> list[Record]:
@@ -112,13 +122,18 @@ def beside_plain(records: Iterable[Record], belongs: Callable[[Record, Record], 
 
 
 def from_other_weights(one: Record, plain: Record) -> bool:
-    searched_alike = settings(one) == settings(plain) and tolerance(one) == tolerance(plain)
-    return origin(one) != origin(plain) and width(one) == width(plain) and searched_alike
+    same_search = settings(one) == settings(plain) and tolerance(one) == tolerance(plain)
+    return origin(one) != origin(plain) and width(one) == width(plain) and same_search
 
 
 def at_another_tolerance(one: Record, plain: Record) -> bool:
     same_network = one["weights"] == plain["weights"]
     return same_network and settings(one) == settings(plain) and tolerance(one) != tolerance(plain)
+
+
+def finetuned_otherwise(one: Record, plain: Record) -> bool:
+    same_network = one["weights"] == plain["weights"] and ranks(one) == ranks(plain)
+    return same_network and one.finetuned and one["experiment"]["finetune"] != plain["experiment"]["finetune"]
 
 
 def origin(record: Record) -> tuple[str | None, str | None]:
@@ -142,6 +157,14 @@ def unusual(record: Record) -> tuple[bool, bool]:
 
 def tolerance(record: Record) -> float:
     return record["experiment"]["tolerance"]
+
+
+def ranks(record: Record) -> list[int]:
+    return [entry.rank for entry in record.plan.layers]
+
+
+def finetuning_epochs(record: Record) -> int:
+    return record["experiment"]["finetune"]["epochs"]
 
 
 def width(record: Record) -> float:

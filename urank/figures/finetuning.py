@@ -1,0 +1,76 @@
+"""What the fine-tuning decides: one network, split once, fine-tuned in several ways."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from urank.figures.contrasts import finetuning_epochs
+from urank.figures.style import styled
+from urank.figures.tables import baseline, printed_row
+from urank.records import Record
+
+FORMATS = {"learning rate": "{:g}", "split %": "{:.2f}", "full rank %": "{:.2f}"}
+FORMATS |= dict.fromkeys(["split, change", "full rank, change"], "{:+.2f}")
+
+
+def finetuning_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row for each recipe that one split network was fine-tuned by.
+
+    Returns:
+        `learning rate`, the highest; `split %` and `full rank %`, the accuracies of the split network and of the
+        original one after the recipe (nan where the latter was not run), each with its change in points against the
+        original network as it was trained.
+    """
+    epochs = pd.Index([finetuning_epochs(record) for record in records], name="epochs")
+    return pd.DataFrame([finetuning_row(record) for record in records], index=epochs)
+
+
+def finetuning_row(record: Record) -> dict:
+    accuracy, full = record["accuracy"], baseline(record)
+    return {
+        "learning rate": record["experiment"]["finetune"]["lr"],
+        "split %": accuracy["finetuned"],
+        "split, change": accuracy["finetuned"] - accuracy["original"],
+        "full rank %": full,
+        "full rank, change": full - accuracy["original"],
+    }
+
+
+def style_finetuning(frame: pd.DataFrame, identifier: str) -> Styler:
+    """A table of this module as a page shows it."""
+    return styled(frame, identifier, FORMATS)
+
+
+def finetuning_caption(records: Sequence[Record]) -> str:
+    """What the table says, in one paragraph of Markdown."""
+    frame, experiment = finetuning_table(records), records[0]["experiment"]
+    short, long = frame.iloc[0], frame.iloc[-1]
+    return (
+        f"**{experiment['network']} on {experiment['dataset']}.** With {frame.index[0]} epochs of fine-tuning the "
+        f"network split at its utilized ranks ends {off(short['split, change'])} the original's "
+        f"{records[0]['accuracy']['original']:.2f} %, with {frame.index[-1]} epochs {off(long['split, change'])} it."
+        f"{beside_full_rank(frame)}{beside_paper(records[0])}"
+    )
+
+
+def beside_full_rank(frame: pd.DataFrame) -> str:
+    """How the gap to the network that was not split moves; "" where that was not fine-tuned alike."""
+    gaps = (frame["split %"] - frame["full rank %"]).iloc[[0, -1]]
+    if gaps.isna().any():
+        return ""
+    return (
+        f" Beside the full-rank network after the same fine-tuning it stands {off(gaps.iloc[0])}, then "
+        f"{off(gaps.iloc[1])}."
+    )
+
+
+def beside_paper(record: Record) -> str:
+    """The change that the paper prints for this network; "" where it prints none."""
+    printed = printed_row(record)
+    return "" if printed is None else f" The paper prints a change of {printed['delta_printed']:+.1f} points."
+
+
+def off(change: float) -> str:
+    """A signed distance in points, in words."""
+    return f"{abs(change):.2f} points {'below' if change < 0 else 'above'}"
