@@ -511,7 +511,10 @@ class TestSnapshot:
             ranks = [entry.rank for entry in record.plan.layers]
             assert f"largest at layer {1 + ranks.index(max(ranks))} of 9 ({max(ranks)} of" in text
         assert "of **cifar10** are used most, those of **cifar100** least" in text
-        assert "most" not in figures.snapshot_caption(chosen[:1])
+        assert text.startswith("**vgg11.** cifar10: the utilized rank")
+        assert figures.snapshot_caption(figures.families(several)).startswith("**cifar10.** vgg11: ")
+        alone = figures.snapshot_caption(chosen[:1])
+        assert alone.startswith("**vgg11 on cifar10.** The utilized rank") and "most" not in alone
 
 
 class TestTradeoff:

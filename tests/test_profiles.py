@@ -255,6 +255,17 @@ class TestRecorded:
     def test_are_chosen_by_name(self, kept, pattern, count):
         assert recorded(pattern) == [finished()[1]] * count
 
+    def test_come_by_name_with_numbers_as_numbers(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(profiles, "RECORDS", tmp_path)
+        names = [("cifar10", "resnet18"), ("cifar10", "resnet101"), ("cifar10", "vgg11"), ("cifar100", "resnet18")]
+        for dataset, network in names[::-1]:
+            experiment = finished()[1]["experiment"] | dict(dataset=dataset, network=network, data={}, sweep=[])
+            records.Record(finished()[1].content | dict(experiment=experiment)).save(
+                tmp_path / dataset / f"{network}.json"
+            )
+        experiments = [record["experiment"] for record in recorded()]
+        assert [(one["dataset"], one["network"]) for one in experiments] == names
+
     def test_damaged_ones_are_named(self, kept):
         (kept / "cifar10" / "vgg13.json").write_text("{")
         with pytest.raises(ValueError, match="vgg13.json"):

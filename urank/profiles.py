@@ -190,6 +190,14 @@ def calibrated_grams(profile: str, record: Record) -> dict[str, Tensor]:
 
 
 def recorded(pattern: str = "*/*") -> list[Record]:
-    """The committed records whose names match, for example "cifar10/vgg11" or "cifar10/*"; "*" also stands for "/"."""
-    names = sorted(path.relative_to(RECORDS).with_suffix("").as_posix() for path in RECORDS.rglob("*.json"))
-    return [Record.load(RECORDS / f"{name}.json") for name in names if fnmatchcase(name, pattern)]
+    """The committed records whose names match, for example "cifar10/vgg11" or "cifar10/*"; "*" also stands for "/".
+
+    They come by name, resnet18 before resnet101.
+    """
+    names = [path.relative_to(RECORDS).with_suffix("").as_posix() for path in RECORDS.rglob("*.json")]
+    return [Record.load(RECORDS / f"{name}.json") for name in sorted(names, key=natural) if fnmatchcase(name, pattern)]
+
+
+def natural(name: str) -> list[str | int]:
+    """A sorting key by which the numbers in names count as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -56,21 +56,29 @@ def millions(count: float) -> str:
 
 def snapshot_caption(records: Sequence[Record]) -> str:
     """What the panel says, in one paragraph of Markdown: where the rank peaks and how much of the weights is used."""
-    parts = []
-    for record in records:
-        layers = record.plan.layers
-        peak = peak_layer(record)
-        parts.append(
-            f"{label(record, records)}: the utilized rank is largest at layer {peak} of {len(layers)} "
-            f"({layers[peak - 1].rank} of {min(layers[peak - 1].d, layers[peak - 1].m)}), MLU "
-            f"{100 * record.plan.mlu:.1f} %"
-        )
     if len(records) == 1:
-        return f"{parts[0]}."
+        return f"**{common(records)}.** The {peak(records[0])}."
+    peaks = "; ".join(f"{label(record, records)}: the {peak(record)}" for record in records)
     most, least = (choose(records, key=lambda record: record.plan.mlu) for choose in (max, min))
     return (
-        f"{'; '.join(parts)}. The weights of **{label(most, records)}** are used most, those of "
+        f"**{common(records)}.** {peaks}. The weights of **{label(most, records)}** are used most, those of "
         f"**{label(least, records)}** least, {100 * (most.plan.mlu - least.plan.mlu):.1f} points apart."
+    )
+
+
+def common(records: Sequence[Record]) -> str:
+    """The network and the data set, each where all records agree in it."""
+    names = [{record["experiment"][name] for record in records} for name in ("network", "dataset")]
+    return " on ".join(one for several in names if len(several) == 1 for one in several)
+
+
+def peak(record: Record) -> str:
+    """Where the utilized rank is largest, and the share of the weights that is used, in words."""
+    layers, number = record.plan.layers, peak_layer(record)
+    room = min(layers[number - 1].d, layers[number - 1].m)
+    return (
+        f"utilized rank is largest at layer {number} of {len(layers)} ({layers[number - 1].rank} of {room}), "
+        f"MLU {100 * record.plan.mlu:.1f} %"
     )
 
 
