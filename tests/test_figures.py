@@ -455,7 +455,8 @@ class TestFinetuning:
 
     def test_caption_says_where_each_ends(self, ways):
         caption = figures.finetuning_caption(ways)
-        assert "ends 5.00 points below the original's 80.00 % after 2 epochs at 0.01, and 1.50 points" in caption
+        assert "The original reaches 80.00 %." in caption and "ends 5.00 points below it after 2 epochs" in caption
+        assert "(learning rate 0.01), and 1.50 points above it after 11 epochs" in caption
         assert "it stands 4.50 points below, then 0.25 points below." in caption
         alone = [altered(way, accuracy__baseline=None) for way in ways]
         assert "full-rank" not in figures.finetuning_caption(alone)

@@ -45,12 +45,14 @@ def style_finetuning(frame: pd.DataFrame, identifier: str) -> Styler:
 def finetuning_caption(records: Sequence[Record]) -> str:
     """What the table says, in one paragraph of Markdown."""
     frame, experiment = finetuning_table(records), records[0]["experiment"]
-    first, last = frame.iloc[0], frame.iloc[-1]
-    short, long = (f"{epochs} epochs at {row['learning rate']:g}" for epochs, row in frame.iloc[[0, -1]].iterrows())
+    first, last = (
+        f"{off(row['split, change'])} it after {epochs} epochs (learning rate {row['learning rate']:g})"
+        for epochs, row in frame.iloc[[0, -1]].iterrows()
+    )
     return (
-        f"**{experiment['network']} on {experiment['dataset']}.** Split at its utilized ranks, the network ends "
-        f"{off(first['split, change'])} the original's {records[0]['accuracy']['original']:.2f} % after {short}, "
-        f"and {off(last['split, change'])} it after {long}.{beside_full_rank(frame)}{beside_paper(records[0])}"
+        f"**{experiment['network']} on {experiment['dataset']}.** The original reaches "
+        f"{records[0]['accuracy']['original']:.2f} %. Split at its utilized ranks and fine-tuned, the network ends "
+        f"{first}, and {last}.{beside_full_rank(frame)}{beside_paper(records[0])}"
     )
 
 
