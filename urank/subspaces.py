@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -158,9 +159,9 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return torch.linalg.eigh(matrix)
     except (torch.linalg.LinAlgError, NotImplementedError) as error:
         n, device = len(matrix), matrix.device
-        warnings.warn(f"eigh of a {n} x {n} matrix failed on {device}: trying the CPU ({error})", stacklevel=3)
-        eigenvalues, basis = torch.linalg.eigh(matrix.cpu())
-        return eigenvalues.to(device), basis.to(device)
+        warnings.warn(f"eigh of a {n} x {n} matrix failed on {device}: trying NumPy's ({error})", stacklevel=3)
+        # Another LAPACK: MKL's in torch, on two threads, does not converge on some matrices that are zero in most rows.
+        return tuple(torch.from_numpy(part).to(device) for part in np.linalg.eigh(matrix.cpu().numpy()))
 
 
 @dataclass(frozen=True)
@@ -178,19 +179,25 @@ class Spectrum:
         """The spectrum of a Gram matrix (n, n), computed in float64; on the CPU if its device has no float64.
 
         Warns:
-            UserWarning: the device's eigensolver failed, and the CPU's did the work.
+            UserWarning: torch's eigensolver failed on the device, and NumPy's did the work on the CPU.
 
         Raises:
             FloatingPointError: the matrix holds NaN or infinity.
-            torch.linalg.LinAlgError: the CPU's eigensolver failed, too.
+            numpy.linalg.LinAlgError: NumPy's failed, too.
         """
         if not torch.isfinite(gram).all():
             raise FloatingPointError(f"a Gram matrix of shape {tuple(gram.shape)} holds NaN or infinity")
         device, _ = statistics_precision(gram.device)
         gram = gram.to(device).double()
-        eigenvalues, basis = eigh((gram + gram.T) / 2)
+        gram = (gram + gram.T) / 2
+        # A feature that is always 0 is an eigenvector of eigenvalue 0: the solver is asked for the others alone.
+        alive = gram.any(dim=1)
+        k, eigenvalues, basis = int(alive.sum()), gram.new_zeros(len(gram)), torch.zeros_like(gram)
+        values, vectors = eigh(gram[alive][:, alive])
         # A Gram matrix has no negative eigenvalue; what rounding makes of a zero is a zero.
-        return cls(eigenvalues.flip(0).clamp_min(0), basis.flip(1))
+        eigenvalues[:k], basis[alive, :k] = values.flip(0).clamp_min(0), vectors.flip(1)
+        basis[~alive, k:] = torch.eye(len(gram) - k, dtype=gram.dtype, device=gram.device)
+        return cls(eigenvalues, basis)
 
     @property
     def energy(self) -> Tensor:
