@@ -106,10 +106,8 @@ def flops_column() -> pd.DataFrame:
     rows = pd.concat([paper.table1(), *once])
     found = []
     for one in rows[rows["network"].str.contains("/vit_|/deit_")].to_dict("records"):
-        sizes, library = (
-            transformer(one["network"], paper.side(one["model"], one["dataset"])),
-            one["network"].split("/")[0],
-        )
+        library = one["network"].split("/")[0]
+        sizes = transformer(one["network"], paper.side(one["model"], one["dataset"]))
         hidden = implied_ratio(sizes, one["params_ratio"], HIDDEN) if library == "torchvision" else float("nan")
         name = one["model"] + (f" at tolerance {one['tolerance']:g}" if pd.notna(one["tolerance"]) else "")
         implied = implied_ratio(sizes, one["params_ratio"])

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from urank import datasets, paper
 from urank.figures.contrasts import label, training, variant, without_variants
-from urank.figures.tables import baseline, printed_row
+from urank.figures.tables import baseline, off, printed_row
 from urank.records import Record
 
 
@@ -71,7 +71,7 @@ def against_baseline(record: Record) -> str:
     gap = record["accuracy"]["finetuned"] - full
     return (
         f" The full-rank network after the same fine-tuning reaches {full:.2f} %; the split one ends "
-        f"{abs(gap):.2f} points {'below' if gap < 0 else 'above'} it, one run of each."
+        f"{off(gap)} it, one run of each."
     )
 
 
@@ -83,7 +83,7 @@ def against_paper(record: Record) -> str:
     gap, epochs = record["accuracy"]["original"] - printed["original_top1"], record["experiment"]["train"]["epochs"]
     return (
         f" The paper's original reaches {printed['original_top1']:.1f} %; this one, after {epochs} epochs of training, "
-        f"stands {abs(gap):.2f} points {'below' if gap < 0 else 'above'} it."
+        f"stands {off(gap)} it."
     )
 
 

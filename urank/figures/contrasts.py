@@ -209,6 +209,12 @@ def label(record: Record, among: Iterable[Record]) -> str:
     return ", ".join(words) or this["network"]
 
 
+def common(records: Sequence[Record]) -> str:
+    """The network and the data set, each where all records agree in it."""
+    names = [{record["experiment"][name] for record in records} for name in ("network", "dataset")]
+    return " on ".join(one for several in names if len(several) == 1 for one in several)
+
+
 def protocol(record: Record, reference: Record) -> str:
     """How a network was searched, as far as that differs from how another one was; in words."""
     this, other = settings(record), settings(reference)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from urank.figures.contrasts import finetuning_epochs
+from urank.figures.contrasts import common, finetuning_epochs
 from urank.figures.style import styled
-from urank.figures.tables import baseline, printed_row
+from urank.figures.tables import measured_row, off, printed_row
 from urank.records import Record
 
 FORMATS = {"learning rate": "{:g}", "split %": "{:.2f}", "full rank %": "{:.2f}"}
@@ -27,13 +27,13 @@ def finetuning_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def finetuning_row(record: Record) -> dict:
-    accuracy, full = record["accuracy"], baseline(record)
+    row = measured_row(record)
     return {
         "learning rate": record["experiment"]["finetune"]["lr"],
-        "split %": accuracy["finetuned"],
-        "split, change": accuracy["finetuned"] - accuracy["original"],
-        "full rank %": full,
-        "full rank, change": full - accuracy["original"],
+        "split %": row["decomposed_top1"],
+        "split, change": row["delta"],
+        "full rank %": row["baseline_top1"],
+        "full rank, change": row["baseline_top1"] - row["original_top1"],
     }
 
 
@@ -44,15 +44,15 @@ def style_finetuning(frame: pd.DataFrame, identifier: str) -> Styler:
 
 def finetuning_caption(records: Sequence[Record]) -> str:
     """What the table says, in one paragraph of Markdown."""
-    frame, experiment = finetuning_table(records), records[0]["experiment"]
+    frame = finetuning_table(records)
     first, last = (
         f"{off(row['split, change'])} it after {epochs} epochs (learning rate {row['learning rate']:g})"
         for epochs, row in frame.iloc[[0, -1]].iterrows()
     )
     return (
-        f"**{experiment['network']} on {experiment['dataset']}.** The original reaches "
-        f"{records[0]['accuracy']['original']:.2f} %. Split at its utilized ranks and fine-tuned, the network ends "
-        f"{first}, and {last}.{beside_full_rank(frame)}{beside_paper(records[0])}"
+        f"**{common(records)}.** The original reaches {records[0]['accuracy']['original']:.2f} %. Split at its "
+        f"utilized ranks and fine-tuned, the network ends {first}, and {last}."
+        f"{beside_full_rank(frame)}{beside_paper(records[0])}"
     )
 
 
@@ -71,8 +71,3 @@ def beside_paper(record: Record) -> str:
     """The change that the paper prints for this network; "" where it prints none."""
     printed = printed_row(record)
     return "" if printed is None else f" The paper prints a change of {printed['delta_printed']:+.1f} points."
-
-
-def off(change: float) -> str:
-    """A signed distance in points, in words."""
-    return f"{abs(change):.2f} points {'below' if change < 0 else 'above'}"

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from urank.figures.contrasts import label
+from urank.figures.contrasts import common, label
 from urank.figures.style import COLORS, STYLE, closed
 from urank.records import Record
 
@@ -64,12 +64,6 @@ def snapshot_caption(records: Sequence[Record]) -> str:
         f"**{common(records)}.** {peaks}. The weights of **{label(most, records)}** are used most, those of "
         f"**{label(least, records)}** least, {100 * (most.plan.mlu - least.plan.mlu):.1f} points apart."
     )
-
-
-def common(records: Sequence[Record]) -> str:
-    """The network and the data set, each where all records agree in it."""
-    names = [{record["experiment"][name] for record in records} for name in ("network", "dataset")]
-    return " on ".join(one for several in names if len(several) == 1 for one in several)
 
 
 def peak(record: Record) -> str:

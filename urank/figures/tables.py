@@ -126,6 +126,11 @@ def baseline(record: Record) -> float:
     return float("nan") if measured is None else measured
 
 
+def off(change: float) -> str:
+    """A signed distance in points, in words."""
+    return f"{abs(change):.2f} points {'below' if change < 0 else 'above'}"
+
+
 def speed_ratio(record: Record, batch: int = 256) -> float:
     """Images a second of the compact network over those of the original, in the first precision that was timed.
 
