@@ -5,7 +5,7 @@
 An experiment runs once for all the notebooks that show it; a killed run goes on where it stopped; `--cores N` and
 Snakemake's executors run what is independent side by side. The target `experiments` is all of a profile's records:
 
-    snakemake --executor slurm --jobs 20 --config profile=cifar threads=8 -- experiments
+    snakemake --executor slurm --jobs 14 --config profile=cifar threads=8 -- experiments
 """
 
 import sys
@@ -33,7 +33,7 @@ def files(pattern):
 
 
 PAGES = files("book/*")
-NUMBERS = files("data/paper/*.csv") + files("data/records/**/*.json")
+NUMBERS = files("data/paper/*.csv") + files("data/records/**/*.json") + files("data/benchmarks/*")
 CODE = files("urank/**/*.py")
 
 # The book that people open is published from the profile they asked for; tests build theirs and leave it alone.

@@ -95,6 +95,11 @@ class TestSpectra:
         assert f"**{100 * np.mean(shares):.0f} %** of $W'$" in text
         assert f"({least.layer}), {least.d} x {least.m}: rank {least.weight_rank} of $W$, {least.rank} of $W'$" in text
         assert f"{record['accuracy']['projected']:.2f} % of the test images" in text
+        first, *others = plan.to_dict()["layers"]
+        text = figures.spectra_caption(altered(record, plan__layers=[first | dict(rank=0), *others]))
+        assert (
+            f"In {sum(layer['rank'] == layer['k_t'] for layer in others)} of 9 layers the rank of $W'$ is $k_T$" in text
+        )
 
 
 def test_spread_takes_first_and_last():
@@ -371,7 +376,9 @@ class TestProtocol:
         on_test = altered(on_test, weights="of held-out")
         groups = figures.protocols([held_out, *ways, on_test])
         assert groups[0] == [on_test, held_out] and len(groups) == 2
-        assert figures.protocol_table(groups[0]).index.tolist() == ["as everywhere else", "on 5,000 held-out images"]
+        assert figures.protocol_table(groups[0]).index.tolist() == ["on test images", "on 5,000 held-out images"]
+        full = [altered(one, experiment__dataset="cifar10", experiment__width=1) for one in groups[0]]
+        assert "The paper prints" not in figures.protocol_caption(full)  # its network saw all training images
         assert "vgg11 on cifar10, trained without the last 5,000 training" in figures.protocol_caption(groups[0])
         assert figures.protocols([held_out, plain]) == []
 
@@ -457,7 +464,7 @@ class TestFinetuning:
         caption = figures.finetuning_caption(ways)
         assert "The original reaches 80.00 %." in caption and "ends 5.00 points below it after 2 epochs" in caption
         assert "(learning rate 0.01), and 1.50 points above it after 11 epochs" in caption
-        assert "it stands 4.50 points below, then 0.25 points below." in caption
+        assert "it ends 4.50 points below, and 0.25 points below; one run of each." in caption
         alone = [altered(way, accuracy__baseline=None) for way in ways]
         assert "full-rank" not in figures.finetuning_caption(alone)
         full = [altered(way, experiment__dataset="cifar10", experiment__width=1) for way in ways]
@@ -505,17 +512,24 @@ class TestSnapshot:
         with pytest.raises(ValueError, match="at least one record"):
             figures.snapshot([])
 
-    def test_caption_names_the_peak_and_the_most_used(self, several):
+    def test_caption_names_the_peak_and_the_largest_mlu(self, several):
         chosen = figures.complexities(several)
         text = figures.snapshot_caption(chosen)
         for record in chosen:
             ranks = [entry.rank for entry in record.plan.layers]
             assert f"largest at layer {1 + ranks.index(max(ranks))} of 9 ({max(ranks)} of" in text
-        assert "of **cifar10** are used most, those of **cifar100** least" in text
+        assert "The MLU of **cifar10** is the largest, that of **cifar100** the smallest" in text
         assert text.startswith("**vgg11.** cifar10: the utilized rank")
         assert figures.snapshot_caption(figures.families(several)).startswith("**cifar10.** vgg11: ")
         alone = figures.snapshot_caption(chosen[:1])
-        assert alone.startswith("**vgg11 on cifar10.** The utilized rank") and "most" not in alone
+        assert alone.startswith("**vgg11 on cifar10.** The utilized rank") and "smallest" not in alone
+
+    def test_caption_names_all_layers_of_the_largest_rank(self, record):
+        layers = record.plan.to_dict()["layers"]
+        layers = [layer | dict(rank=16 if number in (4, 5) else 1) for number, layer in enumerate(layers, 1)]
+        text = figures.snapshot_caption([altered(record, plan__layers=layers)])
+        first, second = (min(layer["d"], layer["m"]) for layer in layers[3:5])
+        assert f"largest at layers 4 and 5 of 9 (16 of {first} and {second})" in text
 
 
 class TestTradeoff:
@@ -607,8 +621,8 @@ class TestOtherTables:
             row | dict(network="original", images_per_second=900.0, precision="bfloat16"),
             row | dict(network="compact", images_per_second=900.0, precision="bfloat16"),
         ]
-        assert figures.table3([altered(record, latency=latency)])["images/s"].tolist() == [1.5]
-        assert "images/s" not in figures.table3([altered(record, latency=[])])
+        assert figures.table3([altered(record, latency=latency)])["speed"].tolist() == [1.5]
+        assert "speed" not in figures.table3([altered(record, latency=[])])
 
     def test_full_rank_baseline_is_shown_where_it_was_run(self, record):
         assert "full rank %" not in figures.table3([record])
@@ -628,6 +642,9 @@ class TestOtherTables:
         text = figures.table4_caption(probe)
         assert "It is highest for **from scratch**, lowest for **linear probe**. The paper's order, from" in text
         assert "the highest, is another: linear probe, from scratch. Split" in text
+        gain = probe[1]["accuracy"]["finetuned"] - probe[1]["accuracy"]["original"]
+        assert f"The linear probe's {gain:+.1f} are no gain of the method" in text
+        assert "Split and fine-tuned, its accuracy moves by" in text  # that of the only other one
         assert "from the highest, is the same." in figures.table4_caption(probe[:1])
         assert "The paper's" not in figures.table4_caption([altered(probe[0], experiment__variant="other")])
         text = figures.table5_caption(tolerance)
@@ -642,15 +659,15 @@ class TestOtherTables:
 
 
 class TestTable2:
-    def test_marks_the_blank_and_the_impossible(self):
+    def test_marks_the_impossible_alone(self):
         html = figures.paper_table2().to_html()
-        assert html.count("(blank)") == 2 and html.count("#f6d5d0") == 1  # one rule, for three cells
+        assert html.count("(not legible)") == 2 and html.count("#f6d5d0") == 1
         [rule] = [line for line in html.replace("{", "\n{").split("\n") if "#T_table2-printed_row" in line][:1]
-        assert rule.count("#T_table2-printed_row") == 3
+        assert rule.count("#T_table2-printed_row") == 1
 
     def test_caption_names_them(self):
         text = figures.table2_caption()
-        assert text.startswith("2 cells are blank: optimizer (ResNets, ImageNet), optimizer (CIFAR).")
+        assert text.startswith("2 cells are not legible: optimizer (ResNets, ImageNet), optimizer (CIFAR).")
         assert "weight decay [50, 100, 130] (CIFAR)" in text
 
     def test_recipes_are_those_that_run(self, record):

@@ -75,7 +75,7 @@ def test_table5_has_the_original_beside_each_tolerance():
     assert set(table["original_top1"]) == {80.9} and set(table["original_mlu"]) == {93.8}
 
 
-def test_table2_has_blank_cells():
+def test_table2_has_cells_that_are_not_legible():
     grid = paper.table2()
     assert grid.index.tolist() == ["Optimizer", "Batch Size", "Epochs", "Learning Rate", "Weight Decay", "EMA Decay"]
     assert grid.loc["Optimizer"].tolist() == ["adamW", "", ""]

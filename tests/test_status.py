@@ -39,10 +39,10 @@ def test_without_records_every_row_says_what_it_needs():
 
 def test_of_one_record(record):
     frame = rows(status.table([seeded(record, 0, 91.0)]), "Table 3: VGG11, cifar10")
-    assert frame.index.tolist() == ["original %", "change", "MLU %", "params", "MACs"]
-    assert frame["paper"].tolist() == [91.5, 1.0, 47, 0.34, 0.60]
+    assert frame.index.tolist() == ["original %", "change", "MLU of W %", "MLU %", "params", "MACs"]
+    assert frame["paper"].tolist() == [91.5, 1.0, 98, 47, 0.34, 0.60]
     assert frame["ours"].tolist() == pytest.approx(
-        [91.0, 1.0, 100 * record.plan.mlu, record.params_ratio, record.macs_ratio]
+        [91.0, 1.0, 100 * record.plan.weight_mlu, 100 * record.plan.mlu, record.params_ratio, record.macs_ratio]
     )
     assert (frame["difference"] == frame["ours"] - frame["paper"]).all()
     assert frame["spread"].isna().all() and (frame["runs"] == 1).all()
@@ -108,7 +108,17 @@ def test_figure_2_is_the_layer_of_the_largest_rank(record):
     frame = status.table([record])
     [row] = frame[frame["item"] == "Figure 2: rank peak of VGG11 on CIFAR10"].to_dict("records")
     ranks = [entry.rank for entry in record.plan.layers]
-    assert row["ours"] == 1 + ranks.index(max(ranks))
+    assert row["ours"] == 1 + ranks.index(max(ranks)) and row["paper"] == "4 to 6"
+
+
+def test_summary_counts_the_changes_of_the_other_sign(record):
+    gains = seeded(record, 0, 91.0)
+    losses = seeded(record, 0, 60.0, dataset="cifar100")
+    losses.content["accuracy"]["finetuned"] = 59.5
+    text = status.summary(status.table([gains, losses]))
+    assert "Of 2 changes of accuracy by splitting and fine-tuning, **1** have the other sign than the paper's" in text
+    assert "-0.5 to -0.5 points where the paper prints +" in text
+    assert "other sign" not in status.summary(status.table([gains]))
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,12 @@ def reproduce(
     only: Only = None,
     seeds: Seeds = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")] = "auto",
-    same_code: Annotated[bool, typer.Option(help="Start again what other code has begun, not go on with it.")] = False,
-    time_budget: Annotated[float | None, typer.Option(help="Stop after so many seconds, at the next landmark.")] = None,
+    same_code: Annotated[
+        bool, typer.Option(help="Delete and start again what other code began; else go on with it.")
+    ] = False,
+    time_budget: Annotated[
+        float | None, typer.Option(help="After so many seconds begin no epoch and no stage.")
+    ] = None,
 ) -> None:
     """Run a profile's experiments, or what is left of them, and write a record for each.
 
@@ -87,7 +91,7 @@ def stage_states(experiment: Experiment, folder: Path) -> dict[str, str]:
 
 
 @app.command()
-def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --only.")], profile: Profile = "cifar"):
+def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --only.")], profile: Profile):
     """Copy the records of experiments that have been run to data/records/, where the book finds them."""
     for name in load_profile(profile).names(names):
         typer.echo(profiles.publish(profile, name))

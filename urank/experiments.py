@@ -76,7 +76,8 @@ def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path |
     begun = read_json(path) if path.exists() else {}  # gone where a restart was killed while it deleted the folder
     if begun and begun_definition(begun) != content["definition"]:
         raise ValueError(
-            f"{folder} holds another experiment (see experiment.json there): delete it or name another folder"
+            f"{folder} holds another experiment (see experiment.json there): delete it, give this one a variant, or "
+            f"set URANK_RUNS to another folder of runs"
         )
     same_start = begun.get("start") == content["start"]
     codes = {begun.get("code"), *(stage["made"]["code"] for stage in stages)}

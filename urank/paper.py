@@ -40,7 +40,7 @@ def table1() -> pd.DataFrame:
 
 
 def table2() -> pd.DataFrame:
-    """Table 2 (section 5.4): the printed grid, one row a hyperparameter; a blank cell is an empty text."""
+    """Table 2 (section 5.4): the printed grid, one row a hyperparameter; "" where a cell is not legible."""
     printed = table("table2_hyperparameters").iloc[1:7].set_index("hyperparameter").drop(columns="notes").fillna("NA")
     return printed.mask(printed.apply(lambda column: column.str.startswith("stripped")), "")
 

@@ -19,13 +19,17 @@ RATIOS = {
     "same": "same result",
     "naive_seconds": "naive, s",
     "seconds": "this package, s",
-    "peak_mib": "memory, MiB",
+    "naive_peak_mib": "naive, MiB",
+    "peak_mib": "this package, MiB",
 }
 SEARCH = RATIOS | {"images": "images", "probes": "probes", "failed": "failed"}
-DELVE = {name: label for name, label in RATIOS.items() if name != "same"} | {"naive_seconds": "delve, s"}
+DELVE = {name: label for name, label in RATIOS.items() if name != "same"}
+DELVE |= {"naive_seconds": "delve, s", "naive_peak_mib": "delve, MiB"}
 APPROXIMATION = RATIOS | {
     "naive_seconds": "exact, s",
     "seconds": "approximate, s",
+    "naive_peak_mib": "exact, MiB",
+    "peak_mib": "approximate, MiB",
     "mlu_exact": "MLU exact %",
     "mlu": "MLU %",
     "largest_rank_difference": "largest change of a rank",

@@ -13,7 +13,7 @@ from pandas.io.formats.style import Styler
 from urank import paper, profiles
 from urank.effort import needs
 from urank.figures.contrasts import at_another_tolerance, beside_plain, from_other_weights, variant, without_variants
-from urank.figures.snapshot import peak_layer
+from urank.figures.snapshot import peak_layers
 from urank.figures.style import styled
 from urank.figures.tables import SAME, devices, grouped, measured_row
 from urank.records import Record
@@ -22,6 +22,7 @@ from urank.records import Record
 MARGINS = {
     "original %": (0.5, 1.5),
     "change": (0.5, 1.5),
+    "MLU of W %": (5, 10),
     "MLU %": (10, 20),
     "params": (0.10, 0.20),
     "MACs": (0.10, 0.20),
@@ -31,6 +32,7 @@ MARGINS = {
 QUANTITIES = {
     "original %": "original_top1",
     "change": "delta",
+    "MLU of W %": "original_mlu",
     "MLU %": "mlu",
     "params": "params_ratio",
     "MACs": "flops_ratio",
@@ -171,7 +173,7 @@ def missing(item: str, page: str, needed: str) -> dict:
 
 def figure1_rows(records: list[Record]) -> list[dict]:
     """Figure 1(b): the least share of input energy that keeps the accuracy, for the least demanding layer swept."""
-    item = "Figure 1(b): energy that suffices, VGG11 on CIFAR10"
+    item = "Figure 1(b): energy that suffices, VGG11 on CIFAR10, the less demanding layer"
     swept = [record for record in records if is_plain(record, "cifar10", "vgg11") and record["sweep"]]
     if not swept:
         return [missing(item, PAGES["Figure 1"], "a record of cifar10/vgg11 with a `sweep`")]
@@ -190,12 +192,13 @@ def figure2_rows(records: list[Record]) -> list[dict]:
     for network in ("vgg11", "vgg19"):
         item = f"Figure 2: rank peak of {network.upper()} on CIFAR10"
         found = [record for record in records if is_plain(record, "cifar10", network)]
-        peaks = [peak_layer(record) for record in found]
+        peaks = [peak_layers(record)[0] for record in found]
         if not found:
             rows.append(missing(item, PAGES["Figure 2"], f"a record of cifar10/{network}"))
             continue
         mean = sum(peaks) / len(peaks)
-        rows.append(line(item, "peak layer", min(max(mean, PEAK[0]), PEAK[1]), peaks, found, PAGES["Figure 2"]))
+        row = line(item, "peak layer", min(max(mean, PEAK[0]), PEAK[1]), peaks, found, PAGES["Figure 2"])
+        rows.append(row | dict(paper=f"{PEAK[0]} to {PEAK[1]}"))
     return rows
 
 
@@ -211,8 +214,13 @@ def style(frame: pd.DataFrame) -> Styler:
     shown = frame[frame["verdict"] != "not run"].drop(columns="needs").copy()
     shown["page"] = [f'<a href="{page}.html">{page.split("_")[0]}</a>' for page in shown["page"]]
     shown = shown.set_index(["item", "quantity"])
-    formats = {"paper": "{:.4g}", "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.3g}"}
+    formats = {"paper": as_printed, "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.3g}"}
     return styled(shown, "status", formats).map(lambda cell: COLORS.get(cell, ""), subset=["verdict"])
+
+
+def as_printed(value: float | str) -> str:
+    """A number of the paper's, or the range that its text gives."""
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def style_missing(frame: pd.DataFrame) -> Styler:
@@ -228,7 +236,20 @@ def summary(frame: pd.DataFrame) -> str:
     return (
         f"**{len(measured)}** numbers in {measured['item'].nunique()} rows are measured: {counts.get('green', 0)} "
         f"green, {counts.get('amber', 0)} amber, {counts.get('red', 0)} red. **{counts.get('not run', 0)}** "
-        f"rows are not run."
+        f"rows are not run.{opposite_changes(measured)}"
+    )
+
+
+def opposite_changes(measured: pd.DataFrame) -> str:
+    """How many accuracies move the other way than the paper's when a network is split and fine-tuned; "" for none."""
+    changes = measured[measured["quantity"] == "change"]
+    opposite = changes[changes["paper"] * changes["ours"] < 0]
+    if opposite.empty:
+        return ""
+    return (
+        f" Of {len(changes)} changes of accuracy by splitting and fine-tuning, **{len(opposite)}** have the other sign "
+        f"than the paper's: {opposite['ours'].min():+.1f} to {opposite['ours'].max():+.1f} points where the paper "
+        f"prints {opposite['paper'].min():+.1f} to {opposite['paper'].max():+.1f}."
     )
 
 

@@ -20,12 +20,12 @@ def table1_caption(records: Sequence[Record]) -> str:
 
 
 def shares_used(records: Sequence[Record]) -> str:
-    """Which network uses the smallest and which the largest part of its weights."""
+    """Which network has the smallest and which the largest MLU."""
     least, most = extremes(records, lambda record: record.plan.mlu)
-    smallest = f"**{label(least, records)}** uses {100 * least.plan.mlu:.0f} % of its weights"
+    smallest = f"MLU {100 * least.plan.mlu:.0f} % (**{label(least, records)}**)"
     if len(records) == 1:
         return f"{smallest}."
-    return f"{smallest}, the smallest part, **{label(most, records)}** {100 * most.plan.mlu:.0f} %, the largest."
+    return f"{smallest}, the smallest, to {100 * most.plan.mlu:.0f} % (**{label(most, records)}**), the largest."
 
 
 def near_chance(records: Sequence[Record]) -> str:
@@ -93,7 +93,19 @@ def table4_caption(records: Sequence[Record]) -> str:
     least, most = extremes(records, lambda record: record.plan.mlu)
     return (
         f"MLU: {shares}. It is highest for **{training(variant(most))}**, lowest for **{training(variant(least))}**."
-        f"{against_papers_order(records)} {accuracy_changes(records)}"
+        f"{against_papers_order(records)}{without_probes(records)}"
+    )
+
+
+def without_probes(records: Sequence[Record]) -> str:
+    """How the accuracies move; a linear probe, whose trunk was frozen until it was split, is named by itself."""
+    probes = [record for record in records if variant(record) == "linear-probe" and record.finetuned]
+    others = [record for record in records if record not in probes]
+    changes = f" {accuracy_changes(others)}" if others else ""
+    return changes + "".join(
+        f" The {training(variant(probe))}'s {gain(probe):+.1f} are no gain of the method: its original has a frozen "
+        f"trunk, the split network was fine-tuned as a whole."
+        for probe in probes
     )
 
 

@@ -62,8 +62,8 @@ def beside_full_rank(frame: pd.DataFrame) -> str:
     if gaps.isna().any():
         return ""
     return (
-        f" Beside the full-rank network after the same fine-tuning it stands {off(gaps.iloc[0])}, then "
-        f"{off(gaps.iloc[1])}."
+        f" Against the full-rank network after the same fine-tuning it ends {off(gaps.iloc[0])}, and "
+        f"{off(gaps.iloc[1])}; one run of each."
     )
 
 

@@ -17,9 +17,9 @@ WRONG = "background-color: #f6d5d0; color: #6b1a10"
 
 
 def paper_table2() -> Styler:
-    """The printed grid with its blank cells named and the impossible ones marked."""
+    """The printed grid with the cells named that are not legible, and the impossible one marked."""
     grid = printed_grid()
-    shown = grid.replace("", "(blank)")
+    shown = grid.replace("", "(not legible)")
     return styled(shown, "table2-printed", text=True).apply(
         lambda column: [WRONG if faulty(row, grid.loc[row, column.name]) else "" for row in grid.index]
     )
@@ -30,8 +30,8 @@ def printed_grid() -> pd.DataFrame:
 
 
 def faulty(hyperparameter: str, cell: str) -> bool:
-    """True for a blank cell, and for a weight decay of 1 or more, thousands of times the usual."""
-    return cell == "" or (hyperparameter == "Weight Decay" and max(numbers(cell)) >= 1)
+    """True for a weight decay of 1 or more, thousands of times the usual."""
+    return hyperparameter == "Weight Decay" and max(numbers(cell)) >= 1
 
 
 def numbers(cell: str) -> list[float]:
@@ -42,10 +42,10 @@ def table2_caption() -> str:
     """Which cells of the printed grid cannot be used as they are, in one paragraph of Markdown."""
     grid = printed_grid()
     cells = [(row, head, grid.loc[row, head]) for row in grid.index for head in grid.columns]
-    blank = [f"{row.lower()} ({head})" for row, head, cell in cells if cell == ""]
-    wrong = [f"{row.lower()} {cell} ({head})" for row, head, cell in cells if cell and faulty(row, cell)]
+    lost = [f"{row.lower()} ({head})" for row, head, cell in cells if cell == ""]
+    wrong = [f"{row.lower()} {cell} ({head})" for row, head, cell in cells if faulty(row, cell)]
     return (
-        f"{len(blank)} cells are blank: {', '.join(blank)}. Impossible: {', '.join(wrong)}. A step "
+        f"{len(lost)} cells are not legible: {', '.join(lost)}. Impossible: {', '.join(wrong)}. A step "
         f"of SGD multiplies a weight by 1 - learning rate x weight decay; with the smallest values printed, "
         f"{100 * left_of_a_weight():.1f} % of it is left after 100 steps. The numbers would fit epochs at which a "
         f"learning rate drops."

@@ -29,6 +29,8 @@ def protocol_table(records: Sequence[Record]) -> pd.DataFrame:
         nobody counted them with all in place) and on the test images.
     """
     ways = [protocol(record, records[0]) for record in records]
+    if left_out(records):
+        ways[0] = "on test images"  # as usual, but this network was not trained as usual
     return pd.DataFrame([protocol_row(record, records[0]) for record in records], index=pd.Index(ways, name="search"))
 
 
@@ -71,20 +73,26 @@ def protocol_caption(records: Sequence[Record]) -> str:
         f"(*{highest}*), while single layers move by up to {moved.max():.0f} points (*{moved.idxmax()}*). Projected, "
         f"the network loses most accuracy when searched *{worst}*: {frame['lost, test'].max():.2f} points on the test "
         f"images. With {layers} layers and a tolerance of {tolerance:g} a joint search may lose up to "
-        f"{2 * layers * tolerance:g} points on the images that it consults.{nearest_to_paper(records[0], frame)}"
+        f"{2 * layers * tolerance:g} points on the images that it consults.{nearest_to_paper(records, frame)}"
     )
 
 
 def left_out(records: Sequence[Record]) -> str:
     """Words for the images that this network was not trained on so that it could be searched on them."""
     most = max(record["experiment"].get("holdout", 0) for record in records)
-    return f", trained without the last {most:,} training images" if most else ""
+    if not most:
+        return ""
+    accuracy = records[0]["accuracy"]["original"]
+    return f", trained without the last {most:,} training images, {accuracy:.2f} % of the test images"
 
 
-def nearest_to_paper(record: Record, frame: pd.DataFrame) -> str:
-    """Which search comes nearest to the MLU that the paper prints for this network; "" where it prints none."""
-    printed = printed_row(record)
-    if printed is None:
+def nearest_to_paper(records: Sequence[Record], frame: pd.DataFrame) -> str:
+    """Which search comes nearest to the MLU that the paper prints for this network.
+
+    "" where it prints none, and for a network that saw fewer training images than the paper's.
+    """
+    printed = printed_row(records[0])
+    if printed is None or left_out(records):
         return ""
     nearest = (frame["MLU %"] - printed["mlu"]).abs().idxmin()
     return (

@@ -55,27 +55,29 @@ def millions(count: float) -> str:
 
 
 def snapshot_caption(records: Sequence[Record]) -> str:
-    """What the panel says, in one paragraph of Markdown: where the rank peaks and how much of the weights is used."""
+    """What the panel says, in one paragraph of Markdown: where the rank peaks, and the MLU."""
     if len(records) == 1:
         return f"**{common(records)}.** The {peak(records[0])}."
     peaks = "; ".join(f"{label(record, records)}: the {peak(record)}" for record in records)
     most, least = (choose(records, key=lambda record: record.plan.mlu) for choose in (max, min))
     return (
-        f"**{common(records)}.** {peaks}. The weights of **{label(most, records)}** are used most, those of "
-        f"**{label(least, records)}** least, {100 * (most.plan.mlu - least.plan.mlu):.1f} points apart."
+        f"**{common(records)}.** {peaks}. The MLU of **{label(most, records)}** is the largest, that of "
+        f"**{label(least, records)}** the smallest, {100 * (most.plan.mlu - least.plan.mlu):.1f} points apart."
     )
 
 
 def peak(record: Record) -> str:
-    """Where the utilized rank is largest, and the share of the weights that is used, in words."""
-    layers, number = record.plan.layers, peak_layer(record)
-    room = min(layers[number - 1].d, layers[number - 1].m)
+    """Where the utilized rank is largest, and the MLU, in words."""
+    layers, numbers = record.plan.layers, peak_layers(record)
+    where = f"layer{'s' if len(numbers) > 1 else ''} {' and '.join(map(str, numbers))} of {len(layers)}"
+    rooms = " and ".join(str(min(layers[number - 1].d, layers[number - 1].m)) for number in numbers)
     return (
-        f"utilized rank is largest at layer {number} of {len(layers)} ({layers[number - 1].rank} of {room}), "
+        f"utilized rank is largest at {where} ({layers[numbers[0] - 1].rank} of {rooms}), "
         f"MLU {100 * record.plan.mlu:.1f} %"
     )
 
 
-def peak_layer(record: Record) -> int:
-    """The number of the layer with the largest utilized rank, counted from 1; the first of several."""
-    return 1 + int(np.argmax([entry.rank for entry in record.plan.layers]))
+def peak_layers(record: Record) -> list[int]:
+    """The numbers, counted from 1, of the layers with the largest utilized rank."""
+    ranks = [entry.rank for entry in record.plan.layers]
+    return [number for number, rank in enumerate(ranks, 1) if rank == max(ranks)]

@@ -37,7 +37,7 @@ def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
         for axis, title in zip(axes, ("trained weight $W$", "projected weight $W' = P_S W P_T$")):
             axis.set(title=title, xlabel="share of singular values", xlim=(0, 1), ylim=(0, 1.02))
         axes[0].set_ylabel("spectral energy held")
-        axes[1].legend(title="layer, utilized rank", loc="lower right")
+        axes[1].legend(title="layer: rank of $W$ → of $W'$", loc="lower right")
     return closed(figure)
 
 
@@ -49,10 +49,17 @@ def spectra_caption(record: Record) -> str:
     return (
         f"Mean layer utilization: **{100 * plan.weight_mlu:.0f} %** of $W$, **{100 * plan.mlu:.0f} %** of $W'$. "
         f"The least used layer is {layer_label(names, least.layer)}, {least.d} x {least.m}: "
-        f"rank {least.weight_rank} of $W$, {least.rank} of $W'$. "
+        f"rank {least.weight_rank} of $W$, {least.rank} of $W'$. {which_side_decides(record)} "
         f"With every $W'$ in place {record['accuracy']['projected']:.2f} % of the test images are classified "
         f"correctly, {record['accuracy']['original']:.2f} % with every $W$."
     )
+
+
+def which_side_decides(record: Record) -> str:
+    """In how many layers the rank of W' is k_T, so that projecting the inputs lowers no rank."""
+    layers = record.plan.layers
+    count = sum(entry.rank == entry.k_t for entry in layers)
+    return f"In {count} of {len(layers)} layers the rank of $W'$ is $k_T$: there projecting the inputs lowers no rank."
 
 
 def sweep_caption(record: Record, layer: str) -> str:

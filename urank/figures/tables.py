@@ -20,13 +20,13 @@ COLUMNS = {
     "delta": "change",
     "params_ratio": "params",
     "flops_ratio": "MACs",
-    "speed_ratio": "images/s",
+    "speed_ratio": "speed",
 }
 OPTIONAL = ["baseline_top1", "projected_top1", "speed_ratio"]  # shown where a row has them
 SAME = ["dataset", "network"]  # what a measured row and the paper's have in common
 # One decimal for percents, two for shares, a sign on the change.
 FORMATS = {label: "{:.1f}" for label in COLUMNS.values()} | {"change": "{:+.1f}"}
-FORMATS |= dict.fromkeys(["params", "MACs", "images/s"], "{:.2f}")
+FORMATS |= dict.fromkeys(["params", "MACs", "FLOPs", "speed"], "{:.2f}")
 
 
 def table1(records: Iterable[Record]) -> pd.DataFrame:
@@ -60,8 +60,8 @@ def comparison(records: Iterable[Record], printed: pd.DataFrame, same: Sequence[
 
     Accuracies and MLU in percent, params and MACs as shares of the original's; the mean over seeds where the records
     hold several. "projected %" is the accuracy with every W' in place and nothing fine-tuned, "full rank %" that of the
-    original network fine-tuned as long as the split one, "images/s" how many times as many images the compact network
-    classifies in a second as the original, in batches of 256; these columns are there where a row has them.
+    original network fine-tuned as long as the split one, "speed" the images that the compact network classifies in a
+    second over those of the original, in batches of 256; these columns are there where a row has them.
 
     Args:
         printed: one of `paper`'s tables.
@@ -170,7 +170,8 @@ def paper_table5() -> Styler:
 
 
 def printed_table(printed: pd.DataFrame, index: list[str], identifier: str) -> Styler:
-    return style_table(with_labels(printed.rename(columns={"delta_printed": "delta"}).set_index(index)), identifier)
+    frame = with_labels(printed.rename(columns={"delta_printed": "delta"}).set_index(index))
+    return style_table(frame.rename(columns={"MACs": "FLOPs"}), identifier)  # the paper's word
 
 
 def plan_table(record: Record) -> Styler:
