@@ -5,7 +5,9 @@ from torch import nn
 from urank.layers import evaluating
 from urank.precision import full_precision, ieee_float32
 
-SETTINGS = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+CUDA = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+CPU = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn]
+SETTINGS, FAST = [*CUDA, *CPU], ["tf32"] * 3 + ["bf16"] * 3
 
 
 def precisions():
@@ -13,10 +15,10 @@ def precisions():
 
 
 @pytest.fixture
-def tf32():
+def fast():
     before = precisions()
-    for setting in SETTINGS:
-        setting.fp32_precision = "tf32"
+    for setting, precision in zip(SETTINGS, FAST):
+        setting.fp32_precision = precision
     yield
     for setting, precision in zip(SETTINGS, before):
         setting.fp32_precision = precision
@@ -25,15 +27,16 @@ def tf32():
 @pytest.mark.parametrize(
     "block", [ieee_float32, lambda: full_precision(torch.device("cpu")), lambda: evaluating(nn.Linear(2, 2))]
 )
-def test_float32_is_float32_inside_and_as_it_was_after(tf32, block):
+def test_float32_is_float32_inside_and_as_it_was_after(fast, block):
     with block():
-        assert precisions() == ["ieee"] * 3
-    assert precisions() == ["tf32"] * 3
+        assert precisions() == ["ieee"] * 6
+    assert precisions() == FAST
     with pytest.raises(KeyError), block():
         raise KeyError
-    assert precisions() == ["tf32"] * 3
+    assert precisions() == FAST
 
 
-def test_full_precision_switches_autocast_off():
-    with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
+@pytest.mark.parametrize("block", [lambda: full_precision(torch.device("cpu")), lambda: evaluating(nn.Linear(2, 2))])
+def test_autocast_is_off_inside(block):
+    with torch.autocast("cpu", torch.bfloat16), block():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

@@ -117,7 +117,7 @@ def test_summary_counts_the_changes_of_the_other_sign(record):
     losses.content["accuracy"]["finetuned"] = 59.5
     text = status.summary(status.table([gains, losses]))
     assert "Of 2 changes of accuracy by splitting and fine-tuning, **1** have the other sign than the paper's" in text
-    assert "-0.5 to -0.5 points where the paper prints +" in text
+    assert "-0.50 to -0.50 points where the paper prints +" in text
     assert "other sign" not in status.summary(status.table([gains]))
 
 

@@ -23,7 +23,7 @@ SAFETY = 2.0  # an image is settled where its margin is within this many times t
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit less the largest other one, (n,); positive where the prediction is correct."""
+    """The label's logit less the largest other one, (n,): positive where the label is predicted, zero in a tie."""
     of_label = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return of_label[:, 0] - others
@@ -74,7 +74,8 @@ class Bfloat16(Exact):
             yield batch[0].float(), batch[1]
 
     def bfloat16(self) -> torch.autocast:
-        return torch.autocast(next(self.network.parameters()).device.type, torch.bfloat16)
+        """bfloat16 autocast that keeps no copy of a weight: the next probe has another one."""
+        return torch.autocast(next(self.network.parameters()).device.type, torch.bfloat16, cache_enabled=False)
 
 
 class Screened(Bfloat16):
@@ -99,13 +100,13 @@ class Screened(Bfloat16):
         margin = self._screen(needed)
         if margin is None:
             return None
-        settled = torch.zeros_like(margin, dtype=torch.bool)
+        right, settled = margin > 0, torch.zeros_like(margin, dtype=torch.bool)
         while (doubtful := (margin.abs() <= SAFETY * self.error) & ~settled).any():
-            exact = self._settle(doubtful)
+            exact, right[doubtful] = self._settle(doubtful)
             self._learn(exact, margin[doubtful])
             settled |= doubtful
             margin[doubtful] = exact
-        [correct] = totals(int((margin > 0).sum()))
+        [correct] = totals(int(right.sum()))
         return correct if correct >= needed else None
 
     def _screen(self, needed: int) -> Tensor | None:
@@ -118,16 +119,23 @@ class Screened(Bfloat16):
                 return None
         return torch.cat(screened)
 
-    def _settle(self, doubtful: Tensor) -> Tensor:
-        """Margins in full precision of the images chosen by `doubtful` (images,), run whole."""
-        first, exact = 0, []
+    def _settle(self, doubtful: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the images chosen by `doubtful` (images,), run whole in full precision: margins, and who is correct."""
+        images, labels, most = self._chosen(doubtful.cpu())
+        logits = torch.cat([self.network(part) for part in images.split(most)])
+        self.settled += len(labels)
+        return margins(logits, labels), logits.argmax(1) == labels
+
+    def _chosen(self, marks: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Images and labels where `marks` (images,) is true, and how many images the largest batch has."""
+        first, most, chosen = 0, 0, []
         for images, labels in self.replay.batches:
-            chosen = doubtful[first : first + len(labels)]
-            first += len(labels)
-            if chosen.any():
-                exact.append(margins(self.network(images[chosen]), labels[chosen]))
-        self.settled += int(doubtful.sum())
-        return torch.cat(exact)
+            rows = marks[first : first + len(labels)].nonzero()[:, 0].to(images.device)
+            first, most = first + len(labels), max(most, len(labels))
+            if len(rows):
+                chosen.append((images[rows], labels[rows]))
+        images, labels = (torch.cat(parts) for parts in zip(*chosen))
+        return images, labels, most
 
     def _learn(self, exact: Tensor, screened: Tensor) -> None:
         self.error = max(self.error, (exact - screened).abs().max().item())

@@ -12,7 +12,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import pandas as pd
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from urank.attention import obstacle
-from urank.precision import ieee_float32
+from urank.precision import full_precision
 
 MatrixLayer = nn.Linear | nn.Conv2d
 
@@ -284,11 +284,17 @@ def pad(conv: nn.Conv2d, images: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, without gradients or TF32; every module's own mode comes back after it."""
+    """Evaluation mode inside the block, without gradients, in the model's own precision: no autocast, no TF32.
+
+    Every module's own mode comes back after it.
+    """
     modes = {module: module.training for module in model.modules()}
+    devices = {parameter.device for parameter in model.parameters()} or {torch.device("cpu")}
     model.eval()
     try:
-        with torch.no_grad(), ieee_float32():
+        with torch.no_grad(), ExitStack() as stack:
+            for device in devices:
+                stack.enter_context(full_precision(device))
             yield
     finally:
         for module, mode in modes.items():

@@ -9,15 +9,16 @@ import torch
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """No TF32 and no autocast inside, whatever is set outside: float32 is float32."""
-    with ieee_float32(), torch.autocast(device.type, enabled=False):
+    available = torch.amp.is_autocast_available(device.type)  # not so for "meta"
+    with ieee_float32(), torch.autocast(device.type, enabled=False) if available else nullcontext():
         yield
 
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """No TF32 inside; cuDNN's convolutions use it unless they are told not to."""
-    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
-    settings = [cuda.matmul, cudnn.conv, cudnn.rnn]
+    """No TF32 inside, nor bfloat16 in its place; cuDNN's convolutions use TF32 unless they are told not to."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    settings = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
     before = [setting.fp32_precision for setting in settings]
     try:
         for setting in settings:

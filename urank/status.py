@@ -248,7 +248,7 @@ def opposite_changes(measured: pd.DataFrame) -> str:
         return ""
     return (
         f" Of {len(changes)} changes of accuracy by splitting and fine-tuning, **{len(opposite)}** have the other sign "
-        f"than the paper's: {opposite['ours'].min():+.1f} to {opposite['ours'].max():+.1f} points where the paper "
+        f"than the paper's: {opposite['ours'].min():+.2f} to {opposite['ours'].max():+.2f} points where the paper "
         f"prints {opposite['paper'].min():+.1f} to {opposite['paper'].max():+.1f}."
     )
 

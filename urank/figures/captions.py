@@ -140,11 +140,11 @@ def accuracy_changes(records: Sequence[Record]) -> str:
     worst, best = extremes(records, gain)
     finetuned = sum(record.finetuned for record in records)
     how = "fine-tuned" if finetuned == len(records) else f"{finetuned} of {len(records)} fine-tuned"
-    if len(records) == 1:
-        return f"Split and {how}, its accuracy moves by {gain(best):+.1f} points."
+    low, high = f"{gain(worst):+.1f}", f"{gain(best):+.1f}"
+    if low == high:
+        return f"Split and {how}, {'its' if len(records) == 1 else 'each'} accuracy moves by {low} points."
     return (
-        f"Split and {how}, accuracy moves by {gain(worst):+.1f} ({label(worst, records)}) to {gain(best):+.1f} points "
-        f"({label(best, records)})."
+        f"Split and {how}, accuracy moves by {low} ({label(worst, records)}) to {high} points ({label(best, records)})."
     )
 
 
