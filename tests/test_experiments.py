@@ -1,11 +1,13 @@
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, UNTRAINED, finished
+from filelock import FileLock
 
 from urank import datasets, figures, models, provenance, records, stages
 from urank.decompose import count_cost, load_compact, merge_useless, project_network
@@ -326,7 +329,53 @@ class TestDamage:
         monkeypatch.setattr(stages, "accumulate_grams", interrupted)
         with pytest.raises(KeyboardInterrupt):
             again(TINY, copied)
-        assert {path.name for path in copied.glob("*.json")} == {"experiment.json", "record.json", "train.json"}
+        assert {path.name for path in copied.glob("*.json")} == {"experiment.json", "train.json"}
+
+    def test_a_stage_killed_while_it_is_computed_anew_is_not_taken_for_finished(self, copied, monkeypatch):
+        """Its weights are written before its JSON file: the old one must be gone by then."""
+        (copied / "original.safetensors").unlink()
+        monkeypatch.setattr(stages, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again(TINY, copied)
+        assert (copied / "original.safetensors").exists() and not (copied / "train.json").exists()
+
+    def test_a_lost_stage_costs_nothing_that_did_not_read_it(self, copied, record):
+        kept = {name: (copied / f"{name}.json").stat().st_mtime_ns for name in ("finetune", "baseline", "latency")}
+        (copied / "sweep.json").unlink()
+        assert measured(again(TINY, copied)) == measured(record)
+        assert {name: (copied / f"{name}.json").stat().st_mtime_ns for name in kept} == kept
+
+    def test_every_stage_but_the_first_reads_an_earlier_one(self):
+        names = [stages.stage_name(stage) for stage in STAGES]
+        assert list(stages.READS) == names[1:]
+        assert all(names.index(read) < names.index(name) for name, read in stages.READS.items())
+
+    def test_a_fit_gone_on_with_by_other_code_is_made_by_both(self, copied, record, monkeypatch):
+        (copied / "train.json").unlink()
+        with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+            killed.setattr(stages, "evaluate", interrupted)
+            again(TINY, copied)
+        monkeypatch.setattr(stages, "code_digest", lambda: "of now")
+        monkeypatch.setattr(stages, "accumulate_grams", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again(TINY, copied)
+        made = read_json(copied / "train.json")["made"]
+        assert (
+            made["code"] == f"{provenance.code_digest()}, of now"
+            and made["device"] == record["made"]["train"]["device"]
+        )
+        assert made["versions"] == record["versions"] and not (copied / "train.makers").exists()
+
+    def test_another_run_in_the_same_folder_is_waited_for(self, copied, record, capsys):
+        """Both would write the same files."""
+        lock = FileLock(copied.with_name(f".{copied.name}.lock"))
+        with lock, ThreadPoolExecutor() as pool:
+            waiting = pool.submit(again, TINY, copied)
+            while "waiting for another run" not in capsys.readouterr().err:
+                time.sleep(0.01)
+            assert not waiting.done()
+            lock.release()
+            assert measured(waiting.result()) == measured(record)
 
     def test_folder_without_its_experiment_json(self, copied, record):
         """As a restart leaves it that is killed while it deletes the folder."""
@@ -686,10 +735,10 @@ class TestCode:
         claim(folder, TINY, same_code=True)
         assert not (folder / "calibrate.json").exists()
 
-    def test_is_that_which_runs_not_that_on_disk_by_now(self, monkeypatch):
-        running = provenance.code_digest()
-        monkeypatch.setattr(provenance, "code_files", lambda: [Path(__file__)])  # edited after it was imported
-        assert provenance.code_digest() == running
+    def test_is_that_which_was_imported_not_that_on_disk_by_now(self):
+        program = "from urank import provenance; provenance.code_files = list; print(provenance.code_digest())"
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == provenance.digest(*provenance.code_files())
 
     def test_another_experiment_is_never_deleted(self, tmp_path):
         folder = self.begun(tmp_path / "run", "of then")
@@ -699,19 +748,8 @@ class TestCode:
 
     def test_counts_every_module_that_measures(self):
         package = Path(provenance.__file__).parent
-        presentation = {
-            "figures",
-            "paper",
-            "speed",
-            "surveys",
-            "status",
-            "effort",
-            "discrepancies",
-            "transformer_cost",
-            "profiles",
-            "cli",
-        }
-        modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
-        shown = {name for name in modules if name.split("/")[0].split(".")[0] in presentation}
-        modules -= shown | {"__init__.py", "__main__.py"}
-        assert {path.relative_to(package).as_posix() for path in provenance.code_files()} == modules
+        names = {provenance.top_level(path.relative_to(package)) for path in package.rglob("*.py")}
+        assert set(provenance.PRESENTATION) <= names
+        for path in provenance.code_files():
+            imported = re.findall(r"^ *(?:from|import) urank[. ](?:import )?(\w+)", path.read_text(), re.MULTILINE)
+            assert not set(imported) & set(provenance.PRESENTATION), path

@@ -252,9 +252,15 @@ class TestTable3:
         assert frame["original %"].tolist() == [91.5, 90.5]
 
     def test_has_no_mean_over_fewer_seeds_than_it_says(self, record):
-        tuned = named(record, "cifar10")
-        untuned = altered(again(tuned, seed=1, finetune=record["experiment"]["finetune"] | dict(epochs=0)))
-        assert figures.table3([tuned, untuned])["fine-tuned %"].isna().tolist() == [False, True]
+        timed, untimed = record, altered(again(record, seed=1), latency=[])
+        assert "speed" in figures.table3([timed]) and "speed" not in figures.table3([timed, untimed])
+
+    def test_has_no_mean_over_what_differs_in_more_than_the_seed(self, record):
+        longer = again(record, seed=1, train=record["experiment"]["train"] | dict(epochs=9))
+        with pytest.raises(ValueError, match="digits10/vgg11-s1 and digits10/vgg11 share a row of a table"):
+            figures.table3([record, longer])
+        starts = [again(record, seed=seed, start=f"digits100/vgg11{end}") for seed, end in ((0, ""), (1, "-s1"))]
+        assert figures.table3(starts).index.tolist() == [("digits10", "vgg11", "measured, mean of 2")]
 
     def test_of_the_paper_alone(self):
         html = figures.paper_table3().to_html()

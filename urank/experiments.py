@@ -5,17 +5,20 @@ goes on where it stopped.
 """
 
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from urank.distributed import is_first, join, own_device
 from urank.files import read_json, write_json
 from urank.provenance import code_digest, digest
 from urank.records import Experiment, Record, check_start, plain
-from urank.stages import STAGES, Work, stage_name, stages_of
+from urank.stages import STAGES, Work, joined, stage_name, stages_of
 
 
 def run(
@@ -44,13 +47,33 @@ def run(
     folder = Path(folder)
     join()
     weights = starting_weights(experiment, start)
-    if is_first():
-        claim(folder, experiment, same_code, weights)
-    work = Work(experiment, folder, pick_device(device), progress, weights, deadline)
-    stages = {stage_name(stage): work.stage(stage) for stage in stages_of(experiment)}
-    record = Record(assemble(experiment, stages) | dict(weights=digest(folder / "original.safetensors")))
-    record.save(folder / "record.json")
+    with alone_in(folder):
+        if is_first():
+            claim(folder, experiment, same_code, weights)
+        work = Work(experiment, folder, pick_device(device), progress, weights, deadline)
+        stages = {stage_name(stage): work.stage(stage) for stage in stages_of(experiment)}
+        record = Record(assemble(experiment, stages) | dict(weights=digest(folder / "original.safetensors")))
+        record.save(folder / "record.json")
     return record
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside the block no other run works in `folder`; waits, and says so, while one does."""
+    if not is_first():  # the first process of a run locks for all
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # the system unlocks it when a process is killed
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{folder}: waiting for another run that works there", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def starting_weights(experiment: Experiment, start: Path | str | None) -> Path | None:
@@ -151,8 +174,8 @@ def versions_of(stages: Iterable[dict]) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for stage in stages:
         for package, number in stage["made"].get("versions", {}).items():
-            found.setdefault(package, []).append(number)
-    return {package: ", ".join(dict.fromkeys(numbers)) for package, numbers in found.items()}
+            found.setdefault(package, []).extend(number.split(", "))
+    return {package: joined(numbers) for package, numbers in found.items()}
 
 
 def seconds_of(history: list[dict]) -> float:

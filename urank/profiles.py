@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from urank import stages
 from urank.experiments import run
+from urank.provenance import digest
 from urank.records import Experiment, Record, check_start
 
 ROOT = Path(__file__).parent.parent
@@ -180,8 +181,15 @@ def live_records(profile: str, notebook: str) -> list[Record]:
 
 
 def trained_network(profile: str, record: Record) -> nn.Module:
-    """The trained network behind a live record, on the CPU."""
-    return stages.original_network(record.experiment, run_folder(profile, record.experiment.name))
+    """The trained network behind a live record, on the CPU.
+
+    Raises:
+        ValueError: the run has another network by now.
+    """
+    folder = run_folder(profile, record.experiment.name)
+    if digest(folder / "original.safetensors") != record["weights"]:
+        raise ValueError(f"{folder}: its network is no longer that of the record; reproduce it first")
+    return stages.original_network(record.experiment, folder)
 
 
 def calibrated_grams(profile: str, record: Record) -> dict[str, Tensor]:

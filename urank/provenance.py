@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,10 +26,9 @@ def top_level(path: Path) -> str:
     return path.parts[0].removesuffix(".py")
 
 
-@cache
 def code_digest() -> str:
     """Twelve hexadecimal digits that change with the code an experiment runs; of the code that this process runs."""
-    return digest(*code_files())
+    return CODE
 
 
 def digest(*paths: Path) -> str:
@@ -49,3 +47,6 @@ def describe(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     processor, threads = torch.cpu.get_capabilities().get("cpu_name") or platform.machine(), torch.get_num_threads()
     return f"{processor}, {threads} thread{'s' * (threads > 1)}"
+
+
+CODE = digest(*code_files())  # as it is imported: a file may be edited while the process runs

@@ -2,12 +2,12 @@
 
 Every stage writes its result into the experiment's folder, weights first and a JSON file last, each file whole or
 absent. A stage whose JSON file is there is not computed again, so a run that was killed goes on where it stopped. Where
-one is computed again, because a file of it was deleted, all later ones are.
+one is computed again, because a file of it was deleted, so are those that read what it made.
 """
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -41,6 +41,17 @@ PRODUCES = {
     "decompose": ["decomposed/weights.safetensors", "decomposed/plan.json"],
     "finetune": ["finetuned/weights.safetensors", "finetuned/plan.json"],
 }
+# The last of the earlier stages whose result a stage reads; what that one read, it may read too.
+READS = {
+    "calibrate": "train",
+    "search": "calibrate",
+    "spectra": "search",
+    "sweep": "calibrate",
+    "decompose": "search",
+    "finetune": "decompose",
+    "baseline": "train",
+    "latency": "finetune",
+}
 BATCH_SIZES = (1, 256)  # at which the networks are timed
 
 
@@ -71,22 +82,34 @@ class Work:
         if totals(int(missing and is_first()))[0]:  # as the first process sees it
             check_time(self.deadline, f"{self.experiment.name} has its stage {name} ahead")
             if is_first():
-                self.forget_after(compute)
-            start = time.perf_counter()
+                self.forget(name)
+            makers, start = self.makers(name), time.perf_counter()
             result = compute(self)
-            made = dict(device=describe(self.device), date=datetime.now(UTC).date().isoformat(), code=code_digest())
             seconds = round(time.perf_counter() - start, 1)
-            write_json(path, plain(result) | dict(made=made | dict(versions=versions()), seconds=seconds))
+            write_json(path, plain(result) | dict(made=made_by(makers), seconds=seconds))
         if is_first():
-            (self.folder / f"{name}.ckpt").unlink(missing_ok=True)
+            for kind in ("ckpt", "makers"):
+                (self.folder / f"{name}.{kind}").unlink(missing_ok=True)
         wait()
         return read_json(path)
 
-    def forget_after(self, compute: Callable[["Work"], dict]) -> None:
-        """Delete what later stages made of an earlier result of this one."""
-        for later in map(stage_name, STAGES[STAGES.index(compute) + 1 :]):
-            for kind in ("json", "ckpt"):
+    def forget(self, name: str) -> None:
+        """Delete an earlier result of a stage, the record that holds it, and what others made of it."""
+        (self.folder / "record.json").unlink(missing_ok=True)
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+        for later in (later for later, read in READS.items() if read == name):
+            for kind in ("ckpt", "makers"):
                 (self.folder / f"{later}.{kind}").unlink(missing_ok=True)
+            self.forget(later)
+
+    def makers(self, name: str) -> list[dict]:
+        """Which code computes a stage, where: this process, and those whose epochs its checkpoint holds."""
+        path = self.folder / f"{name}.makers"
+        earlier = read_json(path) if (self.folder / f"{name}.ckpt").exists() and path.exists() else []
+        this = dict(device=describe(self.device), code=code_digest(), versions=versions())
+        makers = [*earlier, *([] if this in earlier else [this])]
+        write_json(path, makers)
+        return makers
 
     @property
     def dataset(self) -> Dataset:
@@ -153,6 +176,18 @@ class Work:
         description = f"{self.experiment.name} {stage}"
         checkpoint, seed = self.folder / f"{stage}.ckpt", self.experiment.seed
         return fit(network, self.dataset, recipe, seed, checkpoint, self.device, description, part, self.deadline)
+
+
+def made_by(makers: list[dict]) -> dict:
+    """When a stage was finished, by which code, where, and with which versions; all of them where they were several."""
+    numbers = {package: joined(maker["versions"][package] for maker in makers) for package in makers[-1]["versions"]}
+    device, code = (joined(maker[key] for maker in makers) for key in ("device", "code"))
+    return dict(device=device, date=datetime.now(UTC).date().isoformat(), code=code, versions=numbers)
+
+
+def joined(words: Iterable[str]) -> str:
+    """The different ones of `words`."""
+    return ", ".join(dict.fromkeys(words))
 
 
 def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split]:

@@ -1,5 +1,6 @@
 """Tables 1, 3, 4 and 5: accuracy, mean layer utilization and size before and after, the paper's row above ours."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -87,12 +88,28 @@ def with_labels(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def grouped(records: Iterable[Record], same: Sequence[str]) -> dict[tuple, list[Record]]:
-    """Records by the values of `same`: those of one group differ in the seed alone."""
+    """Records by the values of `same`: those of one group differ in the seed alone.
+
+    Raises:
+        ValueError: two records of one group were run otherwise: their mean would say nothing.
+    """
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         experiment = record["experiment"] | dict(variant=variant(record))
-        groups.setdefault(tuple(experiment[name] for name in same), []).append(record)
+        seeds = groups.setdefault(tuple(experiment[name] for name in same), [])
+        if seeds and but_for_seed(record) != but_for_seed(seeds[0]):
+            raise ValueError(
+                f"{record.experiment.name} and {seeds[0].experiment.name} share a row of a table, but differ in more "
+                "than the seed: publish the seeds of one profile"
+            )
+        seeds.append(record)
     return groups
+
+
+def but_for_seed(record: Record) -> dict:
+    """The definition of a record's experiment without its seed, and without that of the one it starts from."""
+    experiment = record["experiment"]
+    return experiment | dict(seed=0, start=re.sub(r"-s\d+$", "", experiment.get("start") or ""))
 
 
 def measured_row(record: Record) -> dict:
