@@ -10,7 +10,6 @@ Every part says whether both sides came to the same result.
 import ctypes
 import gc
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +22,12 @@ import pandas as pd
 import torch
 import typer
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer, timer  # waits until a GPU has done what it was told, then reads the clock
 
 import urank
 from benchmarks import naive
 from urank import datasets
-from urank.files import write_json
+from urank.files import read_json, write_json
 from urank.layers import evaluating, matrix_layers
 from urank.patches import assemble_gram, patch_products
 from urank.precision import has_fast_bfloat16
@@ -41,7 +41,10 @@ SEARCHES = {"vgg11": (0.25, 10_000), "resnet18": (1.0, 500), "deit": (0.34, 300)
 
 @dataclass
 class Measured:
-    """What a call returned and took: seconds of the clock and of the processor, and the most memory it added."""
+    """What a call returned and took: seconds of the clock and of the processor, and the most memory it added.
+
+    The memory is the GPU's where one is used, else the process's.
+    """
 
     result: Any
     seconds: float
@@ -51,11 +54,9 @@ class Measured:
 
 def measured(call: Callable[[], Any]) -> Measured:
     before = reset_peak()
-    clock, processor = time.perf_counter(), time.process_time()
+    clock, processor = timer(), time.process_time()
     result = call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return Measured(result, time.perf_counter() - clock, time.process_time() - processor, peak() - before)
+    return Measured(result, timer() - clock, time.process_time() - processor, peak() - before)
 
 
 def reset_peak() -> int:
@@ -64,6 +65,9 @@ def reset_peak() -> int:
     What was freed before is given back first: memory that is used again would not count.
     """
     gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     if Path("/proc/self/clear_refs").exists():
@@ -72,7 +76,9 @@ def reset_peak() -> int:
 
 
 def peak() -> int:
-    """The peak of resident memory in bytes; 0 where the system does not tell."""
+    """The peak of memory in bytes, of a GPU where one is used, else resident; 0 where the system does not tell."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
@@ -224,6 +230,7 @@ def vit_part(images: int | None) -> list[dict]:
         typer.echo("vit is left out: there is no GPU", err=True)
         return []
     model = urank.explicit_attention(urank.create("torchvision/vit_b_16", classes=1000))
+    nn.init.trunc_normal_(model.heads.head.weight, std=0.02)  # torchvision's is zero: all images would be of one class
     return [whole_search("ViT-B/16, 224 pixels", model.cuda(), (3, 224, 224), images or 10000)]
 
 
@@ -231,9 +238,11 @@ def whole_search(what: str, model: nn.Module, shape: tuple[int, ...], images: in
     """What a search of `model` takes, and would take with ImageNet's 50,000 validation images.
 
     Random weights and images, and agreement in place of labels: time depends on them only through the share of probes
-    that fail. Images per second and TFLOP/s are those of the naive search that gets there in the same time.
+    that fail. Images per second and TFLOP/s are those of the naive search that gets there in the same time; the
+    device's own TFLOP/s are those of a large product in bfloat16.
     """
     device = next(model.parameters()).device
+    own = product_tflops(device)  # first, which also wakes the device
     pictures = [torch.randn(len(part), *shape, device=device) for part in torch.arange(images).split(250)]
     grams = measured(lambda: urank.accumulate_grams(model, pictures[:4]))
     validation = urank.Validation.agreement(model, pictures)
@@ -251,9 +260,20 @@ def whole_search(what: str, model: nn.Module, shape: tuple[int, ...], images: in
         grams_seconds=round(grams.seconds, 1),
         images_per_second=round(rate),
         tflops=round(2e-12 * urank.count_cost(model, shape).macs * rate, 2),
+        device_tflops=round(own, 2),
+        peak_mib=search.peak >> 20,
+        device=describe(device),
         hours_for_50000=round(search.seconds / 3600 * 50000 / images, 2),
         paper_gpu_hours=60,
     )
+
+
+def product_tflops(device: torch.device) -> float:
+    """What `device` reaches on the product of two large square matrices in bfloat16, in TFLOP/s."""
+    side = 8192 if device.type == "cuda" else 512
+    a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
+    took = Timer("a @ b", globals=dict(a=a, b=b), num_threads=torch.get_num_threads()).blocked_autorange().median
+    return 2e-12 * side**3 / took
 
 
 def delve_part(images: int | None) -> list[dict]:
@@ -300,20 +320,22 @@ def main(
     images: Annotated[int | None, typer.Option(help="How many images, in place of each part's default.")] = None,
     out: Annotated[Path, typer.Option(help="Where the rows are written as JSON, part by part.")] = OUT,
 ) -> None:
-    """Measure, print a table of ratios, write it with the hardware it was measured on."""
+    """Measure, print a table of ratios, write it with the hardware it was measured on.
+
+    With `--only`, what an earlier run wrote of other parts stays.
+    """
     unknown = set(only or ()) - set(PARTS)
     if unknown:
         raise typer.BadParameter(f"no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
+    before = read_json(out)["rows"] if only and out.exists() else []
     rows: list[dict] = []
     for name in only or PARTS:
-        rows += PARTS[name](images)
-        write_json(out, dict(hardware=hardware(), rows=rows))
+        rows += [
+            dict(device=describe(torch.device("cpu")), torch=torch.__version__) | row for row in PARTS[name](images)
+        ]
+        new = {(row["part"], row["what"]) for row in rows}
+        write_json(out, dict(rows=[row for row in before if (row["part"], row["what"]) not in new] + rows))
     typer.echo(pd.DataFrame(rows).fillna("").to_string(index=False))
-
-
-def hardware() -> dict:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return dict(device=describe(device), cores=os.cpu_count(), system=platform.system(), torch=torch.__version__)
 
 
 if __name__ == "__main__":

@@ -397,6 +397,16 @@ class TestCost:
         assert count_cost(small_cnn().to(dtype), (3, 8, 8)) == count_cost(small_cnn(), (3, 8, 8))
 
 
+def test_a_layer_with_a_forward_hook_is_not_split():
+    """It would run on what the first of the two layers returns."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    handle = network[1].register_forward_hook(lambda layer, inputs, output: output.relu())
+    with pytest.raises(ValueError, match="layer '1' has a forward hook"):
+        decompose(network, plan_of(network, [2, 2]))
+    handle.remove()
+    assert decompose(network, plan_of(network, [2, 2]))(torch.zeros(1, 4)).shape == (1, 4)
+
+
 class TestFiles:
     @pytest.mark.parametrize("useful_only", [False, True])
     def test_come_back_as_the_same_network(self, measured, tmp_path, useful_only):

@@ -33,6 +33,11 @@ def test_the_same_experiment_takes_as_long_again(measured):
     assert needed == f"a GPU, or about 10 hours of a device{COMMAND}vgg11"
 
 
+def test_a_fast_device_takes_minutes(measured):
+    fast = Record(measured.content | dict(seconds=dict(train=240.0)))
+    assert "or about 4 minutes of a device" in effort.needs("vgg11", "cifar10", 32, [fast])
+
+
 def test_a_larger_relative_takes_longer_by_its_operations(measured):
     larger, smaller = (
         effort.operations_of(profiles.load_profile("cifar").find(name)) for name in ("cifar10/vgg19", "cifar10/vgg11")
@@ -59,6 +64,9 @@ def test_an_experiment_is_trained_searched_fine_tuned_and_so_is_its_baseline():
     epochs = experiment.train.epochs + 2 * experiment.finetune.epochs
     passes = 3 * epochs * 50_000 + effort.search_probes("vgg11", "cifar10", 32) * 10_000
     assert effort.operations_of(experiment) == pytest.approx(2 * 152_800_000 * passes, rel=1e-3)
+    widths = [64, 128, 256, 256, 512, 512, 512, 512]
+    sizes = [9 * width for width in [3, *widths[:-1]]] + widths + [512, 10]  # d, then m of the convolutions
+    assert effort.search_probes("vgg11", "cifar10", 32) == sum(len(bin(size - 1)) - 2 for size in sizes)
 
 
 def test_gpu_hours_follow_from_the_network():

@@ -180,6 +180,13 @@ class TestWeights:
         assert torch.equal(found["x"], x.T)
         assert torch.equal(found["double"], x.double()[::2])
 
+    def test_of_a_module_at_two_places(self, tmp_path):
+        norm = nn.BatchNorm1d(3)
+        model = nn.Sequential(nn.Linear(3, 3), norm, nn.Linear(3, 3), norm)
+        write_weights(tmp_path / "a.safetensors", model)
+        found, state = read_weights(tmp_path / "a.safetensors"), model.state_dict()
+        assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+
     @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
     def test_a_truncated_file_is_named(self, share, tmp_path):
         path = tmp_path / "a.safetensors"

@@ -1,6 +1,5 @@
 import time
 
-import pytest
 import torch
 from torch import nn
 
@@ -24,8 +23,8 @@ class Slow(nn.Module):
 def test_is_images_over_seconds():
     networks = dict(one=Slow("one", 0.01, []), three=Slow("three", 0.03, []))
     speeds = images_per_second(networks, torch.zeros(4, 3, 8, 8), seconds=0.2)
-    assert speeds["one"] == pytest.approx(4 / 0.01, rel=0.2)
-    assert speeds["one"] / speeds["three"] == pytest.approx(3, rel=0.2)
+    assert 4 / 0.1 < speeds["one"] <= 4 / 0.01  # a sleep is never shorter, on a busy machine longer
+    assert 1.5 < speeds["one"] / speeds["three"] <= 3.2
 
 
 def test_networks_take_turns():

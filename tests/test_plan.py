@@ -73,6 +73,7 @@ def test_utilization_and_its_means():
 def test_two_factors_are_useful_where_they_hold_fewer_weights(rank, useful):
     """12 x 6: the break-even rank 12 * 6 / 18 = 4 saves nothing."""
     assert replace(FIRST, d=12, m=6, rank=rank).useful is useful
+    assert not replace(FIRST, d=5, m=1, rank=0).useful  # split, it has rank 1
 
 
 def test_a_layer_by_its_name():

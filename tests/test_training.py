@@ -85,6 +85,8 @@ class TestRecipe:
             (dict(schedule="cosine"), "'cosine'"),
             (dict(precision="float16"), "'float16'"),
             (dict(compile="yes"), "'yes'"),
+            (dict(flip="no"), "flip is true or false, not 'no'"),
+            (dict(milestones=["9"]), "milestones are epochs"),
         ],
     )
     def test_refuses(self, wrong, named):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from urank.subspaces import Spectrum, dimension_for_energy, output_gram
-from urank.utilization import error_bound, mean_layer_utilization, project_weight, utilized_rank
+from urank.utilization import error_bound, project_weight, utilized_rank
 
 
 def gaussian(*shape):
@@ -164,15 +164,3 @@ class TestErrorBound:
     def test_refuses_a_dimension_out_of_range(self, k_s, k_t):
         with pytest.raises(ValueError, match="between 0 and"):
             error_bound(gaussian(4, 3), torch.eye(4), k_s, k_t)
-
-
-class TestMeanLayerUtilization:
-    def test_is_the_plain_mean_over_the_smaller_dimension(self):
-        assert mean_layer_utilization([(1, 4, 2), (3, 3, 10), (5, 20, 20)]) == pytest.approx((0.5 + 1 + 0.25) / 3)
-
-    def test_takes_an_iterator(self):
-        assert mean_layer_utilization(iter([(1, 2, 2)])) == 0.5
-
-    def test_of_nothing_is_refused(self):
-        with pytest.raises(ValueError, match="no layer"):
-            mean_layer_utilization([])

@@ -20,7 +20,7 @@ from urank.search import search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, projector
 from urank.training import Recipe, evaluate, fit
 from urank.uses import separate_uses
-from urank.utilization import error_bound, mean_layer_utilization, project_weight, utilized_rank
+from urank.utilization import error_bound, project_weight, utilized_rank
 from urank.validation import Validation
 
 __all__ = [
@@ -48,7 +48,6 @@ __all__ = [
     "load_compact",
     "load_profile",
     "matrix_layers",
-    "mean_layer_utilization",
     "merge_useless",
     "output_gram",
     "output_pca",

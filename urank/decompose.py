@@ -76,9 +76,14 @@ def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn
     Args:
         useful_only: split only the layers whose two factors hold fewer weights than the one; default all of them, as
             in the paper's fine-tuning.
+
+    Raises:
+        ValueError: the plan is not one of this network, or a layer has a forward hook: it would run between the two.
     """
     network = copy.deepcopy(model)
     for entry, layer in planned_layers(network, plan):
+        if layer._forward_hooks:
+            raise ValueError(f"layer {entry.layer!r} has a forward hook, made for what it returns: remove it first")
         if entry.useful or not useful_only:
             network = put(network, entry.layer, split(layer, max(1, entry.rank)))
     return network

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cache
-from math import floor, log2
 
 import torch
 
@@ -38,8 +37,9 @@ def hours_at_measured_pace(experiment: Experiment, records: Sequence[Record]) ->
         return ""
     measured = min(relatives, key=lambda record: record["experiment"]["dataset"] != experiment.dataset)
     longer = operations_of(experiment) / operations_of(measured.experiment)
-    hours = longer * sum(measured["seconds"].values()) / 3600
-    return f", or about {hours:,.0f} hours of {devices([measured])}"
+    minutes = longer * sum(measured["seconds"].values()) / 60
+    time = f"{minutes / 60:,.0f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
+    return f", or about {time} of {devices([measured])}"
 
 
 def related(record: Record, experiment: Experiment) -> bool:
@@ -72,8 +72,8 @@ def operations(network: str, dataset: str, side: int, epochs: int) -> float:
 
 @cache
 def search_probes(network: str, dataset: str, side: int) -> int:
-    """How often the search asks for the accuracy at most: log2 of d and of m for each layer."""
+    """How often the search asks for the accuracy at most: log2 of d and of m, rounded up, for each layer."""
     with torch.device("meta"):
         layers = matrix_layers(explicit_attention(paper.original_network(network, dataset, side)))
     shapes = [weight_matrix(layer).shape for layer in layers.values()]
-    return sum(floor(log2(size)) + 1 for shape in shapes for size in shape)
+    return sum((size - 1).bit_length() for shape in shapes for size in shape)

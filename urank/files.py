@@ -82,11 +82,17 @@ def write_weights(path: Path, model: nn.Module) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write tensors by name as safetensors, atomically."""
-    if is_first():
-        with atomic(path) as temporary:
-            whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-            safetensors.torch.save_file(whole, temporary)
+    """Write tensors by name as safetensors, atomically; those that share memory, once under each name."""
+    if not is_first():
+        return
+    whole, held = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        whole[name] = tensor.clone() if memory in held else tensor  # the format has no tensors that share memory
+        held.add(memory)
+    with atomic(path) as temporary:
+        safetensors.torch.save_file(whole, temporary)
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ class Probe:
     """One question of the search: with dimension `k` on side "S" or "T" of `layer`, is the tolerance kept?
 
     `correct` is the number of validation images classified correctly; None where a probe was ended as soon as its
-    failure was certain.
+    failure was certain, and the least that passes where a sequential test accepted it unseen.
     """
 
     layer: str
@@ -55,8 +55,8 @@ class LayerRank:
 
     @property
     def useful(self) -> bool:
-        """True where two thin factors hold fewer weights than W: rank (d + m) < d m (section 2.3)."""
-        return self.rank * (self.d + self.m) < self.d * self.m
+        """True where two thin factors, of rank 1 at least, hold fewer weights than W: r (d + m) < d m (section 2.3)."""
+        return max(1, self.rank) * (self.d + self.m) < self.d * self.m
 
 
 @dataclass(frozen=True)

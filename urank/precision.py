@@ -1,6 +1,6 @@
 """In which arithmetic a device multiplies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -44,4 +44,9 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return device.type == "cpu" and bool(processor().get("amx_bf16"))
+
+
+def processor() -> Mapping:
+    """What torch knows of the processor, its name and instruction sets; older versions of torch know nothing."""
+    return getattr(torch.cpu, "get_capabilities", dict)()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from urank.precision import processor
+
 # Modules of the package that no measurement depends on.
 PRESENTATION = (
     "figures", "paper", "speed", "surveys", "status", "effort", "discrepancies", "transformer_cost", "profiles", "cli",
@@ -45,8 +47,8 @@ def describe(device: torch.device) -> str:
     """The processor or GPU, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    processor, threads = torch.cpu.get_capabilities().get("cpu_name") or platform.machine(), torch.get_num_threads()
-    return f"{processor}, {threads} thread{'s' * (threads > 1)}"
+    name, threads = processor().get("cpu_name") or platform.machine(), torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
 CODE = digest(*code_files())  # as it is imported: a file may be edited while the process runs

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-DEFAULT_MEMORY = 2 << 30  # bytes of activations that a replay may keep
+MEMORY = 2 << 30  # bytes of activations that a replay may keep on the processor's side
 
 # What submodules returned in one forward pass, call by call; modules inside a module that returned are left out.
 Results = dict[nn.Module, list]
@@ -31,15 +31,17 @@ class Replay:
     Args:
         model: maps a batch of images to logits (n, classes).
         batches: a re-iterable of (images, labels), the same each time.
-        memory: bytes of activations that may be kept; batches that find no room are run whole.
+        memory: bytes of activations that may be kept; batches that find no room are run whole. Default 2 GiB, on a GPU
+            half of what is free.
 
     Attributes:
         exact: False once replaying the first batch did not reproduce the network's logits bit for bit (its forward
             pass is random, say). A warning says so, and every batch is then run whole.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterable, memory: int = DEFAULT_MEMORY):
-        self.model, self.batches, self.memory = model, batches, memory
+    def __init__(self, model: nn.Module, batches: Iterable, memory: int | None = None):
+        self.model, self.batches = model, batches
+        self.memory = room_on(model) if memory is None else memory
         self.exact = True
         self._spans: dict[nn.Module, list[tuple[int, int]]] | None = None
         self._kept: list[Results] = []
@@ -180,6 +182,12 @@ class _Reads(TorchFunctionMode):
             if id(leaf) in self._place:
                 self.seen.add(self._place[id(leaf)])
         return func(*args, **(kwargs or {}))
+
+
+def room_on(model: nn.Module) -> int:
+    """How many bytes of activations a replay may keep on the device of `model` where nobody says."""
+    gpu = next((parameter.device for parameter in model.parameters() if parameter.is_cuda), None)
+    return MEMORY if gpu is None else torch.cuda.mem_get_info(gpu)[0] // 2
 
 
 def is_data(leaf) -> bool:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from urank.counting import Sequential, choose_counter
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import LayerRank, Probe, RankPlan, allowed_loss
-from urank.replay import DEFAULT_MEMORY, Replay
+from urank.replay import Replay
 from urank.subspaces import Spectrum, dimension_for_energy, output_gram
 from urank.utilization import project_weight, utilized_rank
 from urank.validation import Validation
@@ -29,7 +29,7 @@ def search_ranks(
     mode: str = "joint",
     evaluation: str = "auto",
     warm_start: bool = False,
-    memory: int = DEFAULT_MEMORY,
+    memory: int | None = None,
     progress: bool = True,
 ) -> RankPlan:
     """The utilized rank of every layer in `grams`, in their order, under an accuracy tolerance.
@@ -50,7 +50,7 @@ def search_ranks(
             hardware, else "exact". "bfloat16" and "sequential" are approximations.
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
-        memory: bytes of activations that may be kept between probes.
+        memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.
 
     Raises:
         ValueError: tolerance outside 0..100, another mode or evaluation, no validation image, a Gram matrix of an
@@ -101,7 +101,7 @@ class _Search:
         mode: str,
         evaluation: str,
         warm_start: bool,
-        memory: int,
+        memory: int | None,
     ):
         self.layers, self.mode, self.warm_start = matrix_layers(network), mode, warm_start
         self.base = self.correct = validation.count_correct(network)

@@ -36,10 +36,32 @@ APPROXIMATION = RATIOS | {
 }
 
 
-def benchmark(path: Path = BENCHMARK) -> tuple[pd.DataFrame, dict]:
-    """The rows and the hardware of a benchmark that `benchmarks/speed.py` wrote."""
-    content = read_json(path)
-    return pd.DataFrame(content["rows"]), content["hardware"]
+def benchmark(path: Path = BENCHMARK) -> pd.DataFrame:
+    """The rows of a benchmark that `benchmarks/speed.py` wrote."""
+    return pd.DataFrame(read_json(path)["rows"])
+
+
+def machines(rows: pd.DataFrame) -> str:
+    """On which devices, and with which torch, the rows were measured; one sentence."""
+    pairs = rows[["device", "torch"]].drop_duplicates()
+    return "Measured on " + "; ".join(f"{row.device}, torch {row.torch}" for row in pairs.itertuples()) + "."
+
+
+WHOLE = {
+    "what": "what",
+    "device": "device",
+    "images": "images",
+    "probes": "probes",
+    "failed": "failed",
+    "seconds": "seconds",
+    "grams_seconds": "Gram matrices, s",
+    "peak_mib": "memory, MiB",
+    "images_per_second": "images/s",
+    "tflops": "TFLOP/s",
+    "device_tflops": "of the device",
+    "hours_for_50000": "hours for 50,000 images",
+    "paper_gpu_hours": "the paper's GPU hours",
+}
 
 
 def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> Styler:

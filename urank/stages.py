@@ -6,6 +6,7 @@ one is computed again, because a file of it was deleted, so are those that read 
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from urank.datasets import Batches, Dataset, Split
+from urank.datasets import Batches, Dataset, FileSplit, Split
 from urank.decompose import count_cost, decompose, load_compact, merge_useless, project_network, save_compact
 from urank.distributed import is_first, totals, wait
 from urank.files import read_json, read_weights, write_json, write_tensors, write_weights
@@ -28,7 +29,7 @@ from urank.provenance import code_digest, describe, versions
 from urank.records import Experiment, fresh_network, load_images, plain
 from urank.replay import Replay
 from urank.search import search_ranks
-from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
+from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, statistics_precision
 from urank.training import Recipe, check_time, evaluate, fit, last_layer
 from urank.utilization import project_weight
 from urank.validation import Validation
@@ -52,6 +53,7 @@ READS = {
     "baseline": "train",
     "latency": "finetune",
 }
+SMALL = 3 * 64 * 64  # numbers in an image
 BATCH_SIZES = (1, 256)  # at which the networks are timed
 
 
@@ -131,17 +133,22 @@ class Work:
     @property
     def calibration(self) -> Batches:
         split = self.dataset.train.take(self.experiment.calibration)
-        return self.dataset.batches(split.feed(self.device))  # read once: files need not be held
+        return self.batches(split.feed(self.device))  # read once: files need not be held
 
     @cached_property
     def validation(self) -> Batches:
         if self.consulted is self.dataset.test and self.experiment.validation is None:
             return self.test
-        return self.dataset.batches(self.consulted.take(self.experiment.validation).to(self.device))
+        return self.batches(self.consulted.take(self.experiment.validation).to(self.device))
 
     @cached_property
     def test(self) -> Batches:
-        return self.dataset.batches(self.dataset.test.to(self.device))
+        return self.batches(self.dataset.test.to(self.device))
+
+    def batches(self, split: Split | FileSplit) -> Batches:
+        """`split` in batches; a GPU gets small images by the thousand, or it would wait for each next batch."""
+        small = math.prod(self.dataset.image_shape) <= SMALL
+        return self.dataset.batches(split, 2048 if small and self.device.type == "cuda" else 256)
 
     def initial(self) -> nn.Module:
         """The network before its training."""
@@ -158,7 +165,7 @@ class Work:
         return RankPlan.from_dict(read_json(self.folder / "search.json")["plan"])
 
     def grams(self) -> dict[str, Tensor]:
-        return calibrated_grams(self.folder, self.device)
+        return calibrated_grams(self.folder, statistics_precision(self.device)[0])
 
     def merged(self) -> nn.Module:
         """The fine-tuned network with only the useful layers split."""
@@ -284,20 +291,26 @@ def _baseline(work: Work) -> dict:
 
 
 def _latency(work: Work) -> dict:
-    """Images a second of the original and of the compact network, at each batch size and precision."""
-    networks, test = dict(original=work.original(), compact=work.merged()), work.test
-    images, _ = next(iter(work.dataset.batches(test.split, max(BATCH_SIZES))))
+    """Images a second of the original and of the compact network, here and on the processor."""
+    networks = dict(original=work.original(), compact=work.merged())
+    images, _ = next(iter(work.dataset.batches(work.test.split, max(BATCH_SIZES))))
+    devices = dict.fromkeys((work.device, torch.device("cpu")))
+    return dict(rows=[row for device in devices for row in latency_rows(networks, images, device)])
+
+
+def latency_rows(networks: dict[str, nn.Module], images: Tensor, device: torch.device) -> list[dict]:
+    """A row for each network, batch size and precision on `device`; float32 is that without TF32."""
     rows = []
-    for dtype in (torch.float32, torch.bfloat16)[: 1 + has_fast_bfloat16(work.device)]:
-        typed = {name: copy.deepcopy(network).to(dtype) for name, network in networks.items()}
+    for dtype in (torch.float32, torch.bfloat16)[: 1 + has_fast_bfloat16(device)]:
+        typed = {name: copy.deepcopy(network).to(device, dtype) for name, network in networks.items()}
         for size in BATCH_SIZES:
-            batch = images[torch.arange(size) % len(images)].to(dtype, memory_format=torch.channels_last)
-            where = dict(batch=size, device=describe(work.device), precision=str(dtype).removeprefix("torch."))
+            batch = images[torch.arange(size) % len(images)].to(device, dtype, memory_format=torch.channels_last)
+            where = dict(batch=size, device=describe(device), precision=str(dtype).removeprefix("torch."))
             rows += [
                 dict(network=name, images_per_second=float(f"{speed:.4g}")) | where
                 for name, speed in images_per_second(typed, batch).items()
             ]
-    return dict(rows=rows)
+    return rows
 
 
 def _spectra(work: Work) -> dict:

@@ -157,7 +157,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (n,), ascending, and eigenvectors (n, n) of a symmetric matrix; see `Spectrum.of` for failures."""
     try:
         return torch.linalg.eigh(matrix)
-    except (torch.linalg.LinAlgError, NotImplementedError) as error:
+    except RuntimeError as error:  # LinAlgError and NotImplementedError are; cuSOLVER fails as itself
         n, device = len(matrix), matrix.device
         warnings.warn(f"eigh of a {n} x {n} matrix failed on {device}: trying NumPy's ({error})", stacklevel=3)
         # Another LAPACK: MKL's in torch, on two threads, does not converge on some matrices that are zero in most rows.
@@ -219,8 +219,7 @@ def dimension_for_energy(spectrum: Spectrum, energy: float) -> int:
     """
     if not 0 <= energy <= 1:
         raise ValueError(f"spectral energy is a share between 0 and 1, got {energy}")
-    reached = spectrum.energy >= energy
-    return int(reached.int().argmax()) + 1 if reached.any() else len(spectrum.energy)
+    return int((spectrum.energy < energy).sum()) + 1
 
 
 def output_gram(gram: Tensor, W: Tensor) -> Tensor:

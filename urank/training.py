@@ -1,7 +1,7 @@
 """Fit a network, fine-tune it, and count what it gets right.
 
-`fit` is deterministic given its seed: the order of the images and the augmentation of epoch e are drawn from
-(seed, e) alone, so a run that was killed and resumed sees what an uninterrupted run would have seen.
+The order of the images and the augmentation of epoch e are drawn from (seed, e) alone, so a run that was killed and
+resumed sees what an uninterrupted run would have seen; on a processor `fit` is deterministic given its seed.
 """
 
 import time
@@ -92,8 +92,11 @@ class Recipe:
             raise ValueError(f"recipe: precision is 'auto', 'float32' or 'bfloat16', not {self.precision!r}")
         if self.optimizer not in ("sgd", "adamw"):
             raise ValueError(f"recipe: optimizer is 'sgd' or 'adamw', not {self.optimizer!r}")
-        if not isinstance(self.compile, bool):
-            raise ValueError(f"recipe: compile is true or false, not {self.compile!r}")
+        for name, value in dict(flip=self.flip, compile=self.compile).items():
+            if not isinstance(value, bool):
+                raise ValueError(f"recipe: {name} is true or false, not {value!r}")
+        if not all(isinstance(epoch, int) for epoch in self.milestones):
+            raise ValueError(f"recipe: milestones are epochs, whole numbers, not {self.milestones}")
 
 
 class OutOfTime(Exception):
@@ -142,7 +145,7 @@ def fit(
     with fitting_only(model, part), torch.random.fork_rng():
         run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed, part=part)
         if checkpoint is not None and checkpoint.exists():
-            run.restore(checkpoint, device)
+            run.restore(checkpoint)
         for epoch in range(len(run.history), recipe.epochs):
             start = time.perf_counter()
             loss, accuracy = run.epoch(dataset, train, epoch, description)
@@ -264,8 +267,8 @@ class _Run:
         state = {name: part.state_dict() for name, part in self._stateful().items()}
         write_checkpoint(path, dict(identity=self._identity(), history=self.history, **state))
 
-    def restore(self, path: Path, device: torch.device | str) -> None:
-        state = read_checkpoint(path, device)
+    def restore(self, path: Path) -> None:
+        state = read_checkpoint(path)  # each part moves its own to where it belongs; AdamW's counters stay
         if not isinstance(state, dict) or not self._is_own(state.get("identity")):
             raise ValueError(f"{path}: of another network, recipe, seed or data set size; delete it to start again")
         for name, part in self._stateful().items():

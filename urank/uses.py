@@ -12,11 +12,12 @@ from urank.layers import count_calls, matrix_layers
 
 
 def separate_uses(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy of `model` that computes the same and in which every use of a matrix layer is a layer.
+    """A copy of `model` that computes the same and in which every call of a matrix layer is a layer.
 
     Modules and places that share a parameter get a copy each. A layer that one forward pass calls n > 1 times becomes
     a `Uses` of n copies. What was one weight is then trained, projected and factored as several: the network has more
-    parameters, and a use may need a lower rank than all of them together.
+    parameters, and a use may need a lower rank than all of them together. A weight that a module reads n times, without
+    calling its layer, stays one.
 
     Args:
         images: what the network takes, on its device; run once, to count the calls.

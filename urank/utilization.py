@@ -9,13 +9,11 @@ output energy outside T, (1 - e_T) ||Y||^2. The second is at most (1 - e_S) ||X|
 input energy outside S and multiplication by W P_T stretches it by no more than W's largest singular value.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from urank.plan import mean
 from urank.subspaces import Spectrum, cumulative_energy, output_gram, projector
 
 RANK_ENERGY = 0.9999  # the paper's cut-off against singular values that are numerical noise (section 3)
@@ -98,12 +96,3 @@ def error_bound(W: Tensor, gram: Tensor, k_s: int, k_t: int) -> ErrorBound:
         input_part=(lost * (gram @ lost)).sum().clamp_min(0).item(),
         bound=(output_loss + input_loss * stretch).item(),
     )
-
-
-def mean_layer_utilization(ranks: Iterable[tuple[int, int, int]]) -> float:
-    """MLU: the plain mean over layers (rank, d, m) of rank / min(d, m), a share between 0 and 1.
-
-    Raises:
-        ValueError: no layer.
-    """
-    return mean(rank / min(d, m) for rank, d, m in ranks)

@@ -48,7 +48,7 @@ def families(records: Iterable[Record]) -> list[Record]:
 
 
 def complexities(records: Iterable[Record]) -> list[Record]:
-    """One network on data sets of more and of fewer classes; [] where there are not two."""
+    """One network on several data sets; [] where there are not two."""
     return largest(plain(records), lambda record: record["experiment"]["network"])
 
 
