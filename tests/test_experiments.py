@@ -18,6 +18,7 @@ from conftest import TINY, UNTRAINED, finished
 from filelock import FileLock
 
 from urank import datasets, figures, models, provenance, records, stages
+from urank.deadline import OutOfTime
 from urank.decompose import count_cost, load_compact, merge_useless, project_network
 from urank.experiments import claim, run
 from urank.files import read_json, read_weights, write_json
@@ -26,7 +27,7 @@ from urank.records import Experiment, Record
 from urank.search import search_ranks
 from urank.stages import STAGES
 from urank.subspaces import accumulate_grams
-from urank.training import OutOfTime, Recipe, evaluate, fit
+from urank.training import Recipe, evaluate, fit
 
 ROOT = Path(__file__).parent.parent
 
@@ -364,7 +365,7 @@ class TestDamage:
             made["code"] == f"{provenance.code_digest()}, of now"
             and made["device"] == record["made"]["train"]["device"]
         )
-        assert made["versions"] == record["versions"] and not (copied / "train.makers").exists()
+        assert made["versions"] == record["versions"] and not (copied / "train.begun").exists()
 
     def test_another_run_in_the_same_folder_is_waited_for(self, copied, record, capsys):
         """Both would write the same files."""
@@ -662,6 +663,17 @@ class TestDeadline:
         with pytest.raises(OutOfTime, match="digits10/vgg11 finetune has 1 of 2 epochs left"):
             run(TINY, copied, "cpu", progress=False, deadline=time.monotonic())
         assert (copied / "finetune.ckpt").exists() and not (copied / "finetune.json").exists()
+
+    def test_lets_one_layer_of_a_search_be_found(self, copied, record, monkeypatch):
+        (copied / "search.json").unlink()
+        with monkeypatch.context() as begun, pytest.raises(OutOfTime, match="the rank search has 8 of 9 layers left"):
+            begun.setattr(stages, "check_time", lambda *_: None)
+            run(TINY, copied, "cpu", progress=False, deadline=time.monotonic())
+        before = read_json(copied / "search.begun") | dict(seconds=1000.0)
+        (copied / "search.begun").write_text(json.dumps(before))
+        resumed = again(TINY, copied)
+        assert measured(resumed) == measured(record)
+        assert resumed["seconds"]["search"] > 1000 and not list(copied.glob("search.[bc]*"))
         assert measured(again(TINY, copied)) == measured(record)
 
 

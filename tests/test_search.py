@@ -11,9 +11,10 @@ from torch import nn
 import urank.validation
 from urank import datasets
 from urank.counting import margins
+from urank.deadline import OutOfTime
 from urank.decompose import project_network
 from urank.models import create
-from urank.plan import allowed_loss
+from urank.plan import RankPlan, allowed_loss
 from urank.search import search_ranks
 from urank.subspaces import accumulate_grams
 from urank.validation import Validation, growing_sizes
@@ -133,6 +134,30 @@ def test_float32_agrees_with_the_literal_search_too():
     )
     plan = search(network, calibration, validation, tolerance=2)
     assert_equal_to_reference(plan, *naive.search(network, naive.grams(network, calibration), validation, 2))
+
+
+@pytest.mark.parametrize("mode", ["joint", "isolated"])
+def test_goes_on_where_it_was_interrupted(trained, mode, tmp_path):
+    network, calibration, validation = trained("cnn")
+    grams, path = accumulate_grams(network, calibration, progress=False), tmp_path / "search.ckpt"
+    options = dict(tolerance=1.0, mode=mode, evaluation="exact", progress=False)
+    plan, asked = search_ranks(network, grams, validation, **options), []
+    for left in range(len(grams) - 1, 0, -1):
+        with pytest.raises(OutOfTime, match=f"{left} of {len(grams)} layers left"):
+            search_ranks(network, grams, validation, **options, checkpoint=path, deadline=0.0)
+        asked.append(len(RankPlan.load(path).probes))
+    assert search_ranks(network, grams, validation, **options, checkpoint=path) == plan
+    assert 0 < asked[0] < asked[-1] < len(plan.probes)
+
+
+def test_goes_on_with_no_other_search(trained, tmp_path):
+    network, calibration, validation = trained("cnn")
+    grams, path = accumulate_grams(network, calibration, progress=False), tmp_path / "search.ckpt"
+    with pytest.raises(OutOfTime):
+        search_ranks(network, grams, validation, 1.0, progress=False, checkpoint=path, deadline=0.0)
+    for other in (dict(tolerance=2.0), dict(mode="isolated"), dict(grams=dict(reversed(grams.items())))):
+        with pytest.raises(ValueError, match="search.ckpt: of another search; delete it to start again"):
+            search_ranks(**dict(model=network, grams=grams, validation=validation) | other, checkpoint=path)
 
 
 @pytest.mark.parametrize("mode", ["joint", "isolated"])

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from urank import datasets
+from urank.deadline import OutOfTime
 from urank.precision import has_fast_bfloat16
 from urank.training import (
-    OutOfTime,
     Recipe,
     augment,
     epoch_seed,

@@ -7,12 +7,15 @@ and passes when enough validation images are still classified correctly.
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from urank.counting import Sequential, choose_counter
+from urank.deadline import check_time
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import LayerRank, Probe, RankPlan, allowed_loss
 from urank.replay import Replay
@@ -31,6 +34,8 @@ def search_ranks(
     warm_start: bool = False,
     memory: int | None = None,
     progress: bool = True,
+    checkpoint: Path | None = None,
+    deadline: float | None = None,
 ) -> RankPlan:
     """The utilized rank of every layer in `grams`, in their order, under an accuracy tolerance.
 
@@ -51,11 +56,16 @@ def search_ranks(
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
         memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.
+        checkpoint: file that is rewritten after every layer, as the plan of those found, and from which an interrupted
+            search goes on. A warm start begins anew there.
+        deadline: value of `time.monotonic()` after which no layer begins but the first of this call.
 
     Raises:
         ValueError: tolerance outside 0..100, another mode or evaluation, no validation image, a Gram matrix of an
-            unknown layer or of the wrong shape, or labels that the network has no output for.
+            unknown layer or of the wrong shape, labels that the network has no output for, or a checkpoint of another
+            search.
         FloatingPointError: the network's logits or a Gram matrix hold NaN or infinity.
+        OutOfTime: the deadline has passed and layers are left.
     """
     check_protocol(tolerance, mode)
     network = copy.deepcopy(model)
@@ -63,10 +73,18 @@ def search_ranks(
     if not isinstance(validation, Validation):
         validation = Validation(validation)
     search = _Search(network, validation, tolerance, mode, evaluation, warm_start, memory)
-    with evaluating(network), tqdm(grams, desc="rank search", unit="layer", disable=not progress) as names:
-        layers = tuple(search.layer(name, grams[name], names) for name in names)
-    probes = tuple(search.probes)
-    return RankPlan(layers, float(tolerance), mode, validation.total, search.base, probes, validation.counts)
+    if checkpoint is not None and checkpoint.exists():
+        search.resume(checkpoint, grams)
+    left = list(grams)[len(search.found) :]
+    bar = tqdm(left, "rank search", len(grams), initial=len(search.found), unit="layer", disable=not progress)
+    with evaluating(network), bar:
+        for number, name in enumerate(bar, 1):
+            search.found.append(search.layer(name, grams[name], bar))
+            if checkpoint is not None:
+                search.plan().save(checkpoint)
+            if number < len(left):
+                check_time(deadline, f"the rank search has {len(left) - number} of {len(grams)} layers left")
+    return search.plan()
 
 
 def check_protocol(tolerance: float, mode: str) -> None:
@@ -91,7 +109,7 @@ def check_grams(model: nn.Module, grams: Mapping[str, Tensor]) -> None:
 
 
 class _Search:
-    """A search under way: the network as changed so far and what it gets right."""
+    """A search under way: the network as changed so far, what it gets right, and what was found."""
 
     def __init__(
         self,
@@ -109,9 +127,30 @@ class _Search:
         ordered = validation.shuffled() if counter is Sequential else validation.hardest_first(network)
         self.replay = Replay(network, ordered.shared(), memory)
         self.counter = counter(network, self.replay, validation.total)
-        self.validation, self.allowed = validation, allowed_loss(tolerance, validation.total)
+        self.validation, self.tolerance = validation, float(tolerance)
+        self.allowed = allowed_loss(tolerance, validation.total)
+        self.found: list[LayerRank] = []
         self.probes: list[Probe] = []
         self.kept: dict[str, float] = {}  # side -> the spectral energy that the last layer kept
+
+    def plan(self) -> RankPlan:
+        """Of the layers found so far."""
+        layers, probes, validation = tuple(self.found), tuple(self.probes), self.validation
+        return RankPlan(layers, self.tolerance, self.mode, validation.total, self.base, probes, validation.counts)
+
+    def resume(self, checkpoint: Path, grams: Mapping[str, Tensor]) -> None:
+        """Take over what an interrupted search found; in joint mode its projections are put in place."""
+        earlier = RankPlan.load(checkpoint)
+        begun = [entry.layer for entry in earlier.layers]
+        if replace(earlier, layers=(), probes=()) != self.plan() or begun != list(grams)[: len(begun)]:
+            raise ValueError(f"{checkpoint}: of another search; delete it to start again")
+        self.found, self.probes = list(earlier.layers), list(earlier.probes)
+        for entry in self.found if self.mode == "joint" else ():
+            layer, gram = self.layers[entry.layer], grams[entry.layer]
+            W = weight_matrix(layer)
+            inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
+            set_weight_matrix(layer, project_weight(W, inputs, outputs, entry.k_s, entry.k_t))
+            self.correct = entry.correct
 
     def layer(self, name: str, gram: Tensor, bar: tqdm) -> LayerRank:
         """Both sides of one layer. In joint mode W' stays in the network, in isolated mode W comes back."""

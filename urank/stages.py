@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from urank.datasets import Batches, Dataset, FileSplit, Split
+from urank.deadline import check_time
 from urank.decompose import count_cost, decompose, load_compact, merge_useless, project_network, save_compact
 from urank.distributed import is_first, totals, wait
 from urank.files import read_json, read_weights, write_json, write_tensors, write_weights
@@ -30,7 +31,7 @@ from urank.records import Experiment, fresh_network, load_images, plain
 from urank.replay import Replay
 from urank.search import search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, statistics_precision
-from urank.training import Recipe, check_time, evaluate, fit, last_layer
+from urank.training import Recipe, evaluate, fit, last_layer
 from urank.utilization import project_weight
 from urank.validation import Validation
 
@@ -85,12 +86,12 @@ class Work:
             check_time(self.deadline, f"{self.experiment.name} has its stage {name} ahead")
             if is_first():
                 self.forget(name)
-            makers, start = self.makers(name), time.perf_counter()
+            begun, start = self.begin(name), time.perf_counter()
             result = compute(self)
-            seconds = round(time.perf_counter() - start, 1)
-            write_json(path, plain(result) | dict(made=made_by(makers), seconds=seconds))
+            seconds = round(begun["seconds"] + time.perf_counter() - start, 1)
+            write_json(path, plain(result) | dict(made=made_by(begun["makers"]), seconds=seconds))
         if is_first():
-            for kind in ("ckpt", "makers"):
+            for kind in ("ckpt", "begun"):
                 (self.folder / f"{name}.{kind}").unlink(missing_ok=True)
         wait()
         return read_json(path)
@@ -100,18 +101,24 @@ class Work:
         (self.folder / "record.json").unlink(missing_ok=True)
         (self.folder / f"{name}.json").unlink(missing_ok=True)
         for later in (later for later, read in READS.items() if read == name):
-            for kind in ("ckpt", "makers"):
+            for kind in ("ckpt", "begun"):
                 (self.folder / f"{later}.{kind}").unlink(missing_ok=True)
             self.forget(later)
 
-    def makers(self, name: str) -> list[dict]:
-        """Which code computes a stage, where: this process, and those whose epochs its checkpoint holds."""
-        path = self.folder / f"{name}.makers"
-        earlier = read_json(path) if (self.folder / f"{name}.ckpt").exists() and path.exists() else []
+    def begin(self, name: str) -> dict:
+        """The `makers` of a stage: this process, and those whose work its checkpoint holds; and the `seconds` of these.
+
+        The file is written whenever the stage is begun, the checkpoint whenever a part of it is done.
+        """
+        path, checkpoint = self.folder / f"{name}.begun", self.folder / f"{name}.ckpt"
+        begun = dict(makers=[], seconds=0.0)
+        if checkpoint.exists() and path.exists():
+            begun = read_json(path)
+            begun["seconds"] += max(0.0, checkpoint.stat().st_mtime - path.stat().st_mtime)
         this = dict(device=describe(self.device), code=code_digest(), versions=versions())
-        makers = [*earlier, *([] if this in earlier else [this])]
-        write_json(path, makers)
-        return makers
+        begun["makers"] += [] if this in begun["makers"] else [this]
+        write_json(path, begun)
+        return begun
 
     @property
     def dataset(self) -> Dataset:
@@ -256,7 +263,14 @@ def _search(work: Work) -> dict:
     experiment, grams = work.experiment, work.grams()
     searched = grams if experiment.order == "forward" else dict(reversed(grams.items()))
     plan = search_ranks(
-        work.original(), searched, work.validation, experiment.tolerance, experiment.mode, progress=work.progress
+        work.original(),
+        searched,
+        work.validation,
+        experiment.tolerance,
+        experiment.mode,
+        progress=work.progress,
+        checkpoint=work.folder / "search.ckpt",
+        deadline=work.deadline,
     ).in_order(grams)
     return dict(plan=plan.to_dict(), mlu=plan.mlu, weight_mlu=plan.weight_mlu)
 

@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
 from urank.datasets import Dataset, FileSplit, Split
-from urank.distributed import is_first, processes, synchronize, total, totals
+from urank.deadline import check_time
+from urank.distributed import is_first, processes, synchronize, total
 from urank.files import read_checkpoint, write_checkpoint
 from urank.layers import evaluating, matrix_layers, watch_inputs
 from urank.precision import autocast
@@ -97,16 +98,6 @@ class Recipe:
                 raise ValueError(f"recipe: {name} is true or false, not {value!r}")
         if not all(isinstance(epoch, int) for epoch in self.milestones):
             raise ValueError(f"recipe: milestones are epochs, whole numbers, not {self.milestones}")
-
-
-class OutOfTime(Exception):
-    """The time allowed is over. What was finished is on disk; the message says what was not."""
-
-
-def check_time(deadline: float | None, left: str) -> None:
-    """Raise `OutOfTime(left)` once `time.monotonic()` has passed `deadline`, in all processes as soon as in one."""
-    if totals(int(deadline is not None and time.monotonic() >= deadline))[0]:
-        raise OutOfTime(left)
 
 
 def fit(
