@@ -378,6 +378,14 @@ class TestDamage:
             lock.release()
             assert measured(waiting.result()) == measured(record)
 
+    def test_other_images_than_it_was_trained_on(self, copied, monkeypatch):
+        """As when URANK_DATA names another folder by now."""
+        (copied / "calibrate.json").unlink()
+        fewer = datasets.load("digits10", train=400, test=90)
+        monkeypatch.setattr(stages, "load_images", lambda _: fewer)
+        with pytest.raises(ValueError, match="train.json: trained on other images than digits10 has now"):
+            again(TINY, copied)
+
     def test_folder_without_its_experiment_json(self, copied, record):
         """As a restart leaves it that is killed while it deletes the folder."""
         (copied / "experiment.json").unlink()

@@ -6,6 +6,7 @@ one is computed again, because a file of it was deleted, so are those that read 
 """
 
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -72,7 +73,7 @@ class Work:
     ):
         self.experiment, self.folder, self.device, self.progress = experiment, folder, device, progress
         self.weights, self.deadline = weights, deadline
-        self._images: tuple[Dataset, Split] | None = None
+        self._images: tuple[Dataset, Split, str] | None = None
 
     def stage(self, compute: Callable[["Work"], dict]) -> dict:
         """The stage's result: read where it is there, else computed and written with the seconds it took.
@@ -130,12 +131,26 @@ class Work:
         """The images that a search may consult."""
         return self._loaded()[1]
 
-    def _loaded(self) -> tuple[Dataset, Split]:
+    @property
+    def labels(self) -> str:
+        """By what these images are told from other ones: a digest of all their labels."""
+        return self._loaded()[2]
+
+    def _loaded(self) -> tuple[Dataset, Split, str]:
         if self._images is None:
-            dataset = load_images(self.experiment)
-            held_out = self.experiment.holdout
-            self._images = hold_out(dataset, held_out) if held_out else (dataset, dataset.test)
+            dataset, held_out = load_images(self.experiment), self.experiment.holdout
+            labels = labels_digest(dataset)
+            self.check_labels(labels)
+            self._images = *(hold_out(dataset, held_out) if held_out else (dataset, dataset.test)), labels
         return self._images
+
+    def check_labels(self, labels: str) -> None:
+        """Refuse other images than those that the network was trained on."""
+        path = self.folder / "train.json"
+        if path.exists() and read_json(path).get("labels", labels) != labels:
+            raise ValueError(
+                f"{path}: trained on other images than {self.experiment.dataset} has now (another URANK_DATA?)"
+            )
 
     @property
     def calibration(self) -> Batches:
@@ -204,6 +219,11 @@ def joined(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(words))
 
 
+def labels_digest(dataset: Dataset) -> str:
+    """Twelve hexadecimal digits that change with the labels of the training and test images, and with their order."""
+    return hashlib.sha256(torch.cat([dataset.train.labels, dataset.test.labels]).numpy().tobytes()).hexdigest()[:12]
+
+
 def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split]:
     """`dataset` without its last `count` training images, and these."""
     train = dataset.train
@@ -250,7 +270,8 @@ def _train(work: Work) -> dict:
     part = head_of(network, work.dataset.image_shape) if work.experiment.trainable == "head" else ""
     history = work.fit(network, work.experiment.train, "train", part)
     write_weights(work.folder / "original.safetensors", network)
-    return dict(history=history, accuracy=evaluate(network, work.test), cost=work.cost(network))
+    accuracy = evaluate(network, work.test)
+    return dict(history=history, accuracy=accuracy, cost=work.cost(network), labels=work.labels)
 
 
 def _calibrate(work: Work) -> dict:
