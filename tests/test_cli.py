@@ -10,7 +10,8 @@ import torch
 from conftest import finished
 
 from urank import cli, profiles
-from urank.stages import STAGES, stage_name
+from urank.stages import STAGES
+from urank.work import stage_name
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,7 +17,7 @@ import torch
 from conftest import TINY, UNTRAINED, finished
 from filelock import FileLock
 
-from urank import datasets, figures, models, provenance, records, stages
+from urank import datasets, figures, models, provenance, records, stages, work
 from urank.deadline import OutOfTime
 from urank.decompose import count_cost, load_compact, merge_useless, project_network
 from urank.experiments import claim, run
@@ -151,7 +151,7 @@ class TestRun:
         assert record["calibration_images"] == 150 and plan.total == 80
 
     def test_projected_accuracy_is_that_of_the_plan(self, folder, record, original, dataset):
-        projected = project_network(original, record.plan, stages.calibrated_grams(folder))
+        projected = project_network(original, record.plan, work.calibrated_grams(folder))
         assert record["accuracy"]["projected"] == evaluate(projected, dataset.batches(dataset.test))
         validation = dataset.batches(dataset.test.take(80))
         assert round(0.8 * evaluate(projected, validation)) == record.plan.layers[-1].correct
@@ -172,7 +172,7 @@ class TestRun:
         assert record.macs_ratio == costs["compact"][1] / costs["original"][1]
 
     def test_spectra_are_those_of_the_weights(self, folder, record, original):
-        grams, layers = stages.calibrated_grams(folder), matrix_layers(original)
+        grams, layers = work.calibrated_grams(folder), matrix_layers(original)
         assert list(record["spectra"]) == list(grams) == [entry.layer for entry in record.plan.layers]
         for entry in record.plan.layers:
             spectrum, W = record["spectra"][entry.layer], weight_matrix(layers[entry.layer]).numpy()
@@ -191,7 +191,7 @@ class TestRun:
 
     def test_sweep_rises_to_the_whole_layer(self, record, folder, original, dataset):
         layers = matrix_layers(original)
-        grams = stages.calibrated_grams(folder)
+        grams = work.calibrated_grams(folder)
         assert [row["layer"] for row in record["sweep"]] == ["features.8"] * 14 + ["classifier"] * 14
         for row in record["sweep"]:
             eigenvalues = np.linalg.eigvalsh(grams[row["layer"]].double().numpy())[::-1]
@@ -214,7 +214,7 @@ class TestRun:
         """Else the layers after it would be swept in another network."""
         layer = matrix_layers(original)["features.8"]
         before = layer.weight.detach().clone()
-        rows = stages.sweep_layer(layer, stages.calibrated_grams(folder)["features.8"], [])
+        rows = stages.sweep_layer(layer, work.calibrated_grams(folder)["features.8"], [])
         assert rows[0]["norm_difference"] > 0.01
         assert torch.equal(layer.weight, before)
 
@@ -347,16 +347,16 @@ class TestDamage:
         assert {name: (copied / f"{name}.json").stat().st_mtime_ns for name in kept} == kept
 
     def test_every_stage_but_the_first_reads_an_earlier_one(self):
-        names = [stages.stage_name(stage) for stage in STAGES]
-        assert list(stages.READS) == names[1:]
-        assert all(names.index(read) < names.index(name) for name, read in stages.READS.items())
+        names = [work.stage_name(stage) for stage in STAGES]
+        assert list(work.READS) == names[1:]
+        assert all(names.index(read) < names.index(name) for name, read in work.READS.items())
 
     def test_a_fit_gone_on_with_by_other_code_is_made_by_both(self, copied, record, monkeypatch):
         (copied / "train.json").unlink()
         with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
             killed.setattr(stages, "evaluate", interrupted)
             again(TINY, copied)
-        monkeypatch.setattr(stages, "code_digest", lambda: "of now")
+        monkeypatch.setattr(work, "code_digest", lambda: "of now")
         monkeypatch.setattr(stages, "accumulate_grams", interrupted)
         with pytest.raises(KeyboardInterrupt):
             again(TINY, copied)
@@ -382,7 +382,7 @@ class TestDamage:
         """As when URANK_DATA names another folder by now."""
         (copied / "calibrate.json").unlink()
         fewer = datasets.load("digits10", train=400, test=90)
-        monkeypatch.setattr(stages, "load_images", lambda _: fewer)
+        monkeypatch.setattr(work, "load_images", lambda _: fewer)
         with pytest.raises(ValueError, match="train.json: trained on other images than digits10 has now"):
             again(TINY, copied)
 
@@ -577,10 +577,10 @@ class TestStart:
         weights = dict(original.state_dict())
         weights["features.0.weight"] = torch.zeros(9, 3, 3, 3)
         with pytest.raises(ValueError, match="more than the classifier classifier: features.0.weight"):
-            stages.adopt(records.fresh_network(TINY), weights, (3, 32, 32))
+            work.adopt(records.fresh_network(TINY), weights, (3, 32, 32))
         del weights["features.0.weight"]
         with pytest.raises(ValueError, match="features.0.weight"):
-            stages.adopt(records.fresh_network(TINY), weights, (3, 32, 32))
+            work.adopt(records.fresh_network(TINY), weights, (3, 32, 32))
 
 
 class TestOrder:
@@ -588,8 +588,8 @@ class TestOrder:
         experiment = replace(TINY, variant="backward", order="backward", start="digits10/vgg11", train=UNTRAINED.train)
         experiment = replace(experiment, finetune=UNTRAINED.finetune, sweep=())
         found = run(experiment, tmp_path, "cpu", progress=False, start=folder).plan
-        network = stages.original_network(TINY, folder)
-        grams = dict(reversed(stages.calibrated_grams(folder).items()))
+        network = work.original_network(TINY, folder)
+        grams = dict(reversed(work.calibrated_grams(folder).items()))
         dataset = datasets.load("digits10", **TINY.data)
         expected = search_ranks(network, grams, dataset.batches(dataset.test.take(80)), TINY.tolerance, progress=False)
         assert found.layers == expected.layers[::-1] and found.probes == expected.probes
@@ -610,11 +610,11 @@ class TestHoldout:
         assert record["calibration_images"] == 13
         digits, network = datasets.load("digits10", train=20, test=10), records.fresh_network(self.HELD)
         held_out = digits.batches(datasets.Split(digits.train.images[13:19], digits.train.labels[13:19]))
-        grams = stages.calibrated_grams(tmp_path)
+        grams = work.calibrated_grams(tmp_path)
         assert record.plan == search_ranks(network, grams, held_out, tolerance=100.0, progress=False)
 
     def test_splits_the_training_images(self, dataset):
-        kept, held_out = stages.hold_out(dataset, 30)
+        kept, held_out = work.hold_out(dataset, 30)
         assert (len(kept.train), len(held_out)) == (370, 30)
         assert torch.cat([kept.train.images, held_out.images]).equal(dataset.train.images)
         assert torch.cat([kept.train.labels, held_out.labels]).equal(dataset.train.labels)
@@ -625,7 +625,7 @@ class TestHoldout:
 
     def test_of_all_images_is_refused(self, dataset):
         with pytest.raises(ValueError, match="of 400 training images 400 cannot be held out"):
-            stages.hold_out(dataset, 400)
+            work.hold_out(dataset, 400)
 
 
 class TestBaseline:
@@ -651,8 +651,8 @@ class TestLatency:
         assert all(row["images_per_second"] > 0 and row["device"] for row in record["latency"])
 
     def test_times_the_network_whose_cost_is_reported(self, folder, record):
-        work = stages.Work(TINY, folder, torch.device("cpu"), False, None, None)
-        assert asdict(count_cost(work.merged())) == record["cost"]["compact"]
+        shared = work.Work(TINY, folder, torch.device("cpu"), False, None, None)
+        assert asdict(count_cost(shared.merged())) == record["cost"]["compact"]
 
 
 class TestDeadline:
@@ -667,7 +667,7 @@ class TestDeadline:
     def test_keeps_the_epochs_of_a_fit(self, copied, record, monkeypatch):
         """The time is over during the first epoch of the fine-tuning; the next call goes on with the second."""
         (copied / "finetune.json").unlink()
-        monkeypatch.setattr(stages, "check_time", lambda *_: None)  # the stage has begun in time
+        monkeypatch.setattr(work, "check_time", lambda *_: None)  # the stage has begun in time
         with pytest.raises(OutOfTime, match="digits10/vgg11 finetune has 1 of 2 epochs left"):
             run(TINY, copied, "cpu", progress=False, deadline=time.monotonic())
         assert (copied / "finetune.ckpt").exists() and not (copied / "finetune.json").exists()
@@ -675,7 +675,7 @@ class TestDeadline:
     def test_lets_one_layer_of_a_search_be_found(self, copied, record, monkeypatch):
         (copied / "search.json").unlink()
         with monkeypatch.context() as begun, pytest.raises(OutOfTime, match="the rank search has 8 of 9 layers left"):
-            begun.setattr(stages, "check_time", lambda *_: None)
+            begun.setattr(work, "check_time", lambda *_: None)
             run(TINY, copied, "cpu", progress=False, deadline=time.monotonic())
         before = read_json(copied / "search.begun") | dict(seconds=1000.0)
         (copied / "search.begun").write_text(json.dumps(before))

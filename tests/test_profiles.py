@@ -11,7 +11,7 @@ from urank.files import read_weights
 from urank.layers import matrix_layers
 from urank.profiles import load_profile, recorded, reproduce, run_folder, runs_folder
 from urank.records import plain
-from urank.stages import calibrated_grams
+from urank.work import calibrated_grams
 
 NAMES = sorted(path.stem for path in (profiles.ROOT / "profiles").glob("*.yaml"))
 ENTRY = "{network: vgg11, dataset: digits10, train: {epochs: 1}, finetune: {epochs: 1}"

@@ -13,7 +13,8 @@ from urank import status as paper_status
 from urank.deadline import OutOfTime
 from urank.profiles import load_profile, profile_names, run_folder
 from urank.records import Experiment, Record
-from urank.stages import STAGES, stage_name, stages_of
+from urank.stages import STAGES, stages_of
+from urank.work import stage_name
 
 app = typer.Typer(
     help="The utilized rank of a network's layers: reproduce the papers' figures and tables.",

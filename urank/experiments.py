@@ -18,7 +18,8 @@ from urank.distributed import is_first, join, own_device
 from urank.files import read_json, write_json
 from urank.provenance import code_digest, digest
 from urank.records import Experiment, Record, check_start, plain
-from urank.stages import STAGES, Work, joined, stage_name, stages_of
+from urank.stages import STAGES, stages_of
+from urank.work import Work, joined, stage_name
 
 
 def run(

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from torch import Tensor, nn
 
-from urank import stages
+from urank import work
 from urank.experiments import run
 from urank.provenance import digest
 from urank.records import Experiment, Record, check_start
@@ -189,12 +189,12 @@ def trained_network(profile: str, record: Record) -> nn.Module:
     folder = run_folder(profile, record.experiment.name)
     if digest(folder / "original.safetensors") != record["weights"]:
         raise ValueError(f"{folder}: its network is no longer that of the record; reproduce it first")
-    return stages.original_network(record.experiment, folder)
+    return work.original_network(record.experiment, folder)
 
 
 def calibrated_grams(profile: str, record: Record) -> dict[str, Tensor]:
     """X^T X of its layers, in the order of the forward pass, on the CPU."""
-    return stages.calibrated_grams(run_folder(profile, record.experiment.name))
+    return work.calibrated_grams(run_folder(profile, record.experiment.name))
 
 
 def recorded(pattern: str = "*/*") -> list[Record]:
