@@ -52,32 +52,32 @@ class Measured:
     peak: int
 
 
-def measured(call: Callable[[], Any]) -> Measured:
-    before = reset_peak()
+def measured(call: Callable[[], Any], gpu: bool = False) -> Measured:
+    before = reset_peak(gpu)
     clock, processor = timer(), time.process_time()
     result = call()
-    return Measured(result, timer() - clock, time.process_time() - processor, peak() - before)
+    return Measured(result, timer() - clock, time.process_time() - processor, peak(gpu) - before)
 
 
-def reset_peak() -> int:
+def reset_peak(gpu: bool) -> int:
     """Forget the peak of resident memory, where the system can (Linux), and return what is resident now.
 
     What was freed before is given back first: memory that is used again would not count.
     """
     gc.collect()
-    if torch.cuda.is_initialized():
+    if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
-    return peak()
+    return peak(gpu)
 
 
-def peak() -> int:
-    """The peak of memory in bytes, of a GPU where one is used, else resident; 0 where the system does not tell."""
-    if torch.cuda.is_initialized():
+def peak(gpu: bool) -> int:
+    """The peak of memory in bytes, a GPU's or resident; 0 where the system does not tell."""
+    if gpu:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -244,9 +244,10 @@ def whole_search(what: str, model: nn.Module, shape: tuple[int, ...], images: in
     device = next(model.parameters()).device
     own = product_tflops(device)  # first, which also wakes the device
     pictures = [torch.randn(len(part), *shape, device=device) for part in torch.arange(images).split(250)]
-    grams = measured(lambda: urank.accumulate_grams(model, pictures[:4]))
+    gpu = device.type == "cuda"
+    grams = measured(lambda: urank.accumulate_grams(model, pictures[:4]), gpu)
     validation = urank.Validation.agreement(model, pictures)
-    search = measured(lambda: urank.search_ranks(model, grams.result, validation, tolerance=0.1))
+    search = measured(lambda: urank.search_ranks(model, grams.result, validation, tolerance=0.1), gpu)
     probes = len(search.result.probes)
     rate = probes * images / search.seconds
     return dict(
@@ -327,14 +328,13 @@ def main(
     unknown = set(only or ()) - set(PARTS)
     if unknown:
         raise typer.BadParameter(f"no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
-    before = read_json(out)["rows"] if only and out.exists() else []
+    names = only or list(PARTS)
+    kept = [row for row in read_json(out)["rows"] if row["only"] not in names] if only and out.exists() else []
     rows: list[dict] = []
-    for name in only or PARTS:
-        rows += [
-            dict(device=describe(torch.device("cpu")), torch=torch.__version__) | row for row in PARTS[name](images)
-        ]
-        new = {(row["part"], row["what"]) for row in rows}
-        write_json(out, dict(rows=[row for row in before if (row["part"], row["what"]) not in new] + rows))
+    for name in names:
+        where = dict(only=name, device=describe(torch.device("cpu")), torch=torch.__version__)
+        rows += [where | row for row in PARTS[name](images)]
+        write_json(out, dict(rows=kept + rows))
     typer.echo(pd.DataFrame(rows).fillna("").to_string(index=False))
 
 

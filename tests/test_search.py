@@ -156,8 +156,9 @@ def test_goes_on_with_no_other_search(trained, tmp_path):
     with pytest.raises(OutOfTime):
         search_ranks(network, grams, validation, 1.0, progress=False, checkpoint=path, deadline=0.0)
     for other in (dict(tolerance=2.0), dict(mode="isolated"), dict(grams=dict(reversed(grams.items())))):
+        call = dict(model=network, grams=grams, validation=validation, tolerance=1.0, checkpoint=path) | other
         with pytest.raises(ValueError, match="search.ckpt: of another search; delete it to start again"):
-            search_ranks(**dict(model=network, grams=grams, validation=validation) | other, checkpoint=path)
+            search_ranks(**call)
 
 
 @pytest.mark.parametrize("mode", ["joint", "isolated"])

@@ -46,8 +46,9 @@ def test_the_command_writes_what_the_page_reads(monkeypatch, tmp_path, capsys):
 
 
 def test_one_part_leaves_what_was_measured_of_others(monkeypatch, tmp_path):
-    path, other = tmp_path / "speed.json", dict(part="whole search", what="ViT", device="a GPU", torch="2.11.0")
-    old = dict(part="Gram matrix", what="features.0, 3 channels, 32 x 32", ratio=-1.0, device="another", torch="1.0")
+    path = tmp_path / "speed.json"
+    other = dict(only="vit", part="whole search", what="ViT", device="a GPU", torch="2.11.0")
+    old = dict(only="grams", part="Gram matrix", what="of old", ratio=-1.0, device="another", torch="1.0")
     write_json(path, dict(rows=[other, old]))
     monkeypatch.setitem(script.PARTS, "grams", lambda images: script.grams_part(images, width=0.06))
     script.main(only=["grams"], images=4, out=path)

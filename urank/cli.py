@@ -41,7 +41,7 @@ def reproduce(
         bool, typer.Option(help="Delete and start again what other code began; else go on with it.")
     ] = False,
     time_budget: Annotated[
-        float | None, typer.Option(help="After so many seconds begin no epoch and no stage.")
+        float | None, typer.Option(help="After so many seconds begin no stage, epoch or searched layer.")
     ] = None,
 ) -> None:
     """Run a profile's experiments, or what is left of them, and write a record for each.

@@ -21,6 +21,8 @@ from urank.replay import Replay
 
 SAFETY = 2.0  # an image is settled where its margin is within this many times the largest error of a margin so far
 
+TOGETHER = 256  # images that are settled in one batch, or somewhat more
+
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
     """The label's logit less the largest other one, (n,): positive where the label is predicted, zero in a tie."""
@@ -121,21 +123,21 @@ class Screened(Bfloat16):
 
     def _settle(self, doubtful: Tensor) -> tuple[Tensor, Tensor]:
         """Of the images chosen by `doubtful` (images,), run whole in full precision: margins, and who is correct."""
-        images, labels, most = self._chosen(doubtful.cpu())
-        logits = torch.cat([self.network(part) for part in images.split(most)])
+        answers = [(self.network(images), labels) for images, labels in self._chosen(doubtful.cpu())]
+        logits, labels = (torch.cat(parts) for parts in zip(*answers))
         self.settled += len(labels)
         return margins(logits, labels), logits.argmax(1) == labels
 
-    def _chosen(self, marks: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Images and labels where `marks` (images,) is true, and how many images the largest batch has."""
-        first, most, chosen = 0, 0, []
+    def _chosen(self, marks: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Images and labels where `marks` (images,) is true, gathered from all batches into few of `TOGETHER`."""
+        first, waiting, gathered = 0, 0, []
         for images, labels in self.replay.batches:
             rows = marks[first : first + len(labels)].nonzero()[:, 0].to(images.device)
-            first, most = first + len(labels), max(most, len(labels))
-            if len(rows):
-                chosen.append((images[rows], labels[rows]))
-        images, labels = (torch.cat(parts) for parts in zip(*chosen))
-        return images, labels, most
+            first, waiting = first + len(labels), waiting + len(rows)
+            gathered.append((images[rows], labels[rows]))
+            if waiting >= TOGETHER or first == len(marks) and waiting:
+                yield tuple(torch.cat(parts) for parts in zip(*gathered))
+                waiting, gathered = 0, []
 
     def _learn(self, exact: Tensor, screened: Tensor) -> None:
         self.error = max(self.error, (exact - screened).abs().max().item())

@@ -82,9 +82,9 @@ def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn
     """
     network = copy.deepcopy(model)
     for entry, layer in planned_layers(network, plan):
-        if layer._forward_hooks:
-            raise ValueError(f"layer {entry.layer!r} has a forward hook, made for what it returns: remove it first")
         if entry.useful or not useful_only:
+            if layer._forward_hooks:
+                raise ValueError(f"layer {entry.layer!r} has a forward hook, made for what it returns: remove it first")
             network = put(network, entry.layer, split(layer, max(1, entry.rank)))
     return network
 

@@ -38,14 +38,15 @@ def run(
         same_code: start again where other code began, or from other weights; default is to go on, as a record says
             which code ran a stage.
         start: folder of the experiment that this one starts from.
-        deadline: value of `time.monotonic()` after which no stage begins, and no epoch but the first of a fit.
+        deadline: value of `time.monotonic()` after which no stage begins, and no epoch of a fit or layer of a search
+            but the first.
 
     Raises:
         ValueError: the folder holds another experiment, a name or option is unknown, or `start` is not the folder of
             the experiment to start from.
         OutOfTime: the deadline has passed and something is left; the next call goes on there.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     join()
     weights = starting_weights(experiment, start)
     with alone_in(folder):
@@ -97,6 +98,7 @@ def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path |
     content = dict(definition=plain(asdict(experiment)), code=code_digest(), start=weights and digest(weights))
     if not stages and not list(folder.glob("*.ckpt")):  # nothing is lost: not even an epoch was finished here
         write_json(path, content)
+        (folder / "labels.json").unlink(missing_ok=True)
     begun = read_json(path) if path.exists() else {}  # gone where a restart was killed while it deleted the folder
     if begun and begun_definition(begun) != content["definition"]:
         raise ValueError(
@@ -105,6 +107,7 @@ def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path |
         )
     same_start = begun.get("start") == content["start"]
     codes = {begun.get("code"), *(stage["made"]["code"] for stage in stages)}
+    codes |= {maker["code"] for stage in folder.glob("*.begun") for maker in read_json(stage)["makers"]}
     if same_code and (codes != {content["code"]} or not same_start):
         shutil.rmtree(folder)
         write_json(path, content)

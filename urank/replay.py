@@ -187,7 +187,10 @@ class _Reads(TorchFunctionMode):
 def room_on(model: nn.Module) -> int:
     """How many bytes of activations a replay may keep on the device of `model` where nobody says."""
     gpu = next((parameter.device for parameter in model.parameters() if parameter.is_cuda), None)
-    return MEMORY if gpu is None else torch.cuda.mem_get_info(gpu)[0] // 2
+    if gpu is None:
+        return MEMORY
+    kept_by_torch = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # free for it alone
+    return (torch.cuda.mem_get_info(gpu)[0] + kept_by_torch) // 2
 
 
 def is_data(leaf) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from urank.decompose import decompose, load_compact, merge_useless, project_network, save_compact
+from urank.distributed import processes
 from urank.files import write_tensors, write_weights
 from urank.latency import images_per_second
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
@@ -19,7 +20,7 @@ from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, ou
 from urank.training import evaluate
 from urank.utilization import project_weight
 from urank.validation import Validation
-from urank.work import Work, head_of
+from urank.work import SMALL, Work, head_of
 
 ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
 BATCH_SIZES = (1, 256)  # at which the networks are timed
@@ -30,8 +31,7 @@ def _train(work: Work) -> dict:
     part = head_of(network, work.dataset.image_shape) if work.experiment.trainable == "head" else ""
     history = work.fit(network, work.experiment.train, "train", part)
     write_weights(work.folder / "original.safetensors", network)
-    accuracy = evaluate(network, work.test)
-    return dict(history=history, accuracy=accuracy, cost=work.cost(network), labels=work.labels)
+    return dict(history=history, accuracy=evaluate(network, work.test), cost=work.cost(network))
 
 
 def _calibrate(work: Work) -> dict:
@@ -86,10 +86,11 @@ def _baseline(work: Work) -> dict:
 
 
 def _latency(work: Work) -> dict:
-    """Images a second of the original and of the compact network, here and on the processor."""
+    """Images a second of the original and of the compact network, of small ones also on the processor beside a GPU."""
     networks = dict(original=work.original(), compact=work.merged())
     images, _ = next(iter(work.dataset.batches(work.test.split, max(BATCH_SIZES))))
-    devices = dict.fromkeys((work.device, torch.device("cpu")))
+    quick = images[0].numel() <= SMALL and processes()[1] == 1
+    devices = dict.fromkeys((work.device, torch.device("cpu")) if quick else (work.device,))
     return dict(rows=[row for device in devices for row in latency_rows(networks, images, device)])
 
 

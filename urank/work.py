@@ -63,7 +63,7 @@ class Work:
     ):
         self.experiment, self.folder, self.device, self.progress = experiment, folder, device, progress
         self.weights, self.deadline = weights, deadline
-        self._images: tuple[Dataset, Split, str] | None = None
+        self._images: tuple[Dataset, Split] | None = None
 
     def stage(self, compute: Callable[["Work"], dict]) -> dict:
         """The stage's result: read where it is there, else computed and written with the seconds it took.
@@ -97,9 +97,9 @@ class Work:
             self.forget(later)
 
     def begin(self, name: str) -> dict:
-        """The `makers` of a stage: this process, and those whose work its checkpoint holds; and the `seconds` of these.
+        """The `makers` of a stage: this process, and those that began it and left a checkpoint; the `seconds` of these.
 
-        The file is written whenever the stage is begun, the checkpoint whenever a part of it is done.
+        The file is touched whenever the stage is begun, the checkpoint is written whenever a part of it is done.
         """
         path, checkpoint = self.folder / f"{name}.begun", self.folder / f"{name}.ckpt"
         begun = dict(makers=[], seconds=0.0)
@@ -109,6 +109,8 @@ class Work:
         this = dict(device=describe(self.device), code=code_digest(), versions=versions())
         begun["makers"] += [] if this in begun["makers"] else [this]
         write_json(path, begun)
+        if is_first():
+            path.touch()
         return begun
 
     @property
@@ -121,26 +123,21 @@ class Work:
         """The images that a search may consult."""
         return self._loaded()[1]
 
-    @property
-    def labels(self) -> str:
-        """By what these images are told from other ones: a digest of all their labels."""
-        return self._loaded()[2]
-
-    def _loaded(self) -> tuple[Dataset, Split, str]:
+    def _loaded(self) -> tuple[Dataset, Split]:
         if self._images is None:
             dataset, held_out = load_images(self.experiment), self.experiment.holdout
-            labels = labels_digest(dataset)
-            self.check_labels(labels)
-            self._images = *(hold_out(dataset, held_out) if held_out else (dataset, dataset.test)), labels
+            self.check_labels(labels_digest(dataset))
+            self._images = hold_out(dataset, held_out) if held_out else (dataset, dataset.test)
         return self._images
 
     def check_labels(self, labels: str) -> None:
-        """Refuse other images than those that the network was trained on."""
-        path = self.folder / "train.json"
-        if path.exists() and read_json(path).get("labels", labels) != labels:
-            raise ValueError(
-                f"{path}: trained on other images than {self.experiment.dataset} has now (another URANK_DATA?)"
-            )
+        """Note which images the run sees; refuse others than it saw before."""
+        path = self.folder / "labels.json"
+        if not path.exists():
+            write_json(path, labels)
+        elif read_json(path) != labels:
+            images = f"other images than {self.experiment.dataset} has now"
+            raise ValueError(f"{path}: begun with {images} (another URANK_DATA?); delete its folder to start again")
 
     @property
     def calibration(self) -> Batches:
@@ -199,14 +196,17 @@ class Work:
 
 def made_by(makers: list[dict]) -> dict:
     """When a stage was finished, by which code, where, and with which versions; all of them where they were several."""
-    numbers = {package: joined(maker["versions"][package] for maker in makers) for package in makers[-1]["versions"]}
-    device, code = (joined(maker[key] for maker in makers) for key in ("device", "code"))
+    numbers = {
+        package: joined(maker["versions"].get(package, "unknown") for maker in makers)
+        for package in makers[-1]["versions"]
+    }
+    device, code = joined((maker["device"] for maker in makers), "; "), joined(maker["code"] for maker in makers)
     return dict(device=device, date=datetime.now(UTC).date().isoformat(), code=code, versions=numbers)
 
 
-def joined(words: Iterable[str]) -> str:
+def joined(words: Iterable[str], by: str = ", ") -> str:
     """The different ones of `words`."""
-    return ", ".join(dict.fromkeys(words))
+    return by.join(dict.fromkeys(words))
 
 
 def labels_digest(dataset: Dataset) -> str:

@@ -221,11 +221,16 @@ def protocol(record: Record, reference: Record) -> str:
     words = dict(
         mode="each layer by itself" if this["mode"] == "isolated" else "jointly",
         order=this["order"],
-        holdout=f"on {this['holdout']:,} held-out images" if this["holdout"] else "on test images",
+        holdout=consulted(this["holdout"]),
         calibration=f"with {this['calibration']:,} calibration images",
         validation=f"with {this['validation'] or 'all'} validation images",
     )
     return ", ".join(words[name] for name in words if this[name] != other[name]) or "as everywhere else"
+
+
+def consulted(held_out: int) -> str:
+    """On which images a network was searched, in words."""
+    return f"on {held_out:,} held-out images" if held_out else "on test images"
 
 
 def training(variant: str) -> str:

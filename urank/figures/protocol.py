@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from urank.figures.contrasts import protocol
+from urank.figures.contrasts import consulted, protocol
 from urank.figures.style import styled
 from urank.figures.tables import printed_row
 from urank.records import Record
@@ -29,8 +29,8 @@ def protocol_table(records: Sequence[Record]) -> pd.DataFrame:
         nobody counted them with all in place) and on the test images.
     """
     ways = [protocol(record, records[0]) for record in records]
-    if left_out(records):
-        ways[0] = "on test images"  # as usual, but this network was not trained as usual
+    if left_out(records):  # the network was not trained as others are: its first search is not named after theirs
+        ways[0] = consulted(records[0]["experiment"].get("holdout", 0))
     return pd.DataFrame([protocol_row(record, records[0]) for record in records], index=pd.Index(ways, name="search"))
 
 
@@ -83,7 +83,7 @@ def left_out(records: Sequence[Record]) -> str:
     if not most:
         return ""
     accuracy = records[0]["accuracy"]["original"]
-    return f", trained without the last {most:,} training images, {accuracy:.2f} % of the test images"
+    return f", trained without the last {most:,} training images (accuracy on the test images {accuracy:.2f} %)"
 
 
 def nearest_to_paper(records: Sequence[Record], frame: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -9,7 +10,8 @@ from pandas.io.formats.style import Styler
 from urank import paper
 from urank.figures.contrasts import training, variant, without_variants
 from urank.figures.style import styled
-from urank.records import Record, experiment_name
+from urank.records import Experiment, Record, experiment_name
+from urank.training import what_is_fitted
 
 COLUMNS = {
     "original_top1": "original %",
@@ -107,9 +109,12 @@ def grouped(records: Iterable[Record], same: Sequence[str]) -> dict[tuple, list[
 
 
 def but_for_seed(record: Record) -> dict:
-    """The definition of a record's experiment without its seed, and without that of the one it starts from."""
-    experiment = record["experiment"]
-    return experiment | dict(seed=0, start=re.sub(r"-s\d+$", "", experiment.get("start") or ""))
+    """What a record's experiment measures, without its seed and that of the one it starts from."""
+    defaults = {entry.name: entry.default for entry in fields(Experiment)}  # of what older records do not say
+    experiment = defaults | record["experiment"]
+    recipes = {fit: what_is_fitted(experiment[fit]) for fit in ("train", "finetune")}
+    start = re.sub(r"-s\d+$", "", experiment["start"] or "")
+    return experiment | recipes | dict(seed=0, start=start, sweep=(), baseline=True)
 
 
 def measured_row(record: Record) -> dict:
@@ -239,7 +244,8 @@ def provenance(record: Record) -> Styler:
 
 def devices(records: Iterable[Record]) -> str:
     """Every device that a stage of the records was computed on."""
-    return "; ".join(sorted({made["device"] for record in records for made in record["made"].values()}))
+    names = {name for record in records for made in record["made"].values() for name in made["device"].split("; ")}
+    return "; ".join(sorted(names))
 
 
 def provenances(records: Sequence[Record]) -> Styler:
