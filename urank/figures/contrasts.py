@@ -205,7 +205,7 @@ def label(record: Record, among: Iterable[Record]) -> str:
     if any(other["experiment"]["seed"] != this["seed"] for other in twins):
         words.append(f"seed {this['seed']}")
     if not words and len(among) > 1:
-        words.append(protocol(record, among[0]))
+        words.append(protocol(record, among))
     return ", ".join(words) or this["network"]
 
 
@@ -215,22 +215,19 @@ def common(records: Sequence[Record]) -> str:
     return " on ".join(one for several in names if len(several) == 1 for one in several)
 
 
-def protocol(record: Record, reference: Record) -> str:
-    """How a network was searched, as far as that differs from how another one was; in words."""
-    this, other = settings(record), settings(reference)
+def protocol(record: Record, among: Sequence[Record]) -> str:
+    """How a network was searched, as far as that differs from how it was for the first of `among`; in words."""
+    this, other = settings(record), settings(among[0])
     words = dict(
         mode="each layer by itself" if this["mode"] == "isolated" else "jointly",
         order=this["order"],
-        holdout=consulted(this["holdout"]),
+        holdout=f"on {this['holdout']:,} held-out images" if this["holdout"] else "on test images",
         calibration=f"with {this['calibration']:,} calibration images",
         validation=f"with {this['validation'] or 'all'} validation images",
     )
-    return ", ".join(words[name] for name in words if this[name] != other[name]) or "as everywhere else"
-
-
-def consulted(held_out: int) -> str:
-    """On which images a network was searched, in words."""
-    return f"on {held_out:,} held-out images" if held_out else "on test images"
+    # A network that was trained without some images is not what other pages show: its first search has another name.
+    usual = words["holdout"] if any(settings(one)["holdout"] for one in among) else "as everywhere else"
+    return ", ".join(words[name] for name in words if this[name] != other[name]) or usual
 
 
 def training(variant: str) -> str:

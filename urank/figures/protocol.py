@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from urank.figures.contrasts import consulted, protocol
+from urank.figures.contrasts import protocol
 from urank.figures.style import styled
 from urank.figures.tables import printed_row
 from urank.records import Record
@@ -28,9 +28,7 @@ def protocol_table(records: Sequence[Record]) -> pd.DataFrame:
         projections together cost on the images that the search consulted (nan where each layer was searched by itself:
         nobody counted them with all in place) and on the test images.
     """
-    ways = [protocol(record, records[0]) for record in records]
-    if left_out(records):  # the network was not trained as others are: its first search is not named after theirs
-        ways[0] = consulted(records[0]["experiment"].get("holdout", 0))
+    ways = [protocol(record, records) for record in records]
     return pd.DataFrame([protocol_row(record, records[0]) for record in records], index=pd.Index(ways, name="search"))
 
 
