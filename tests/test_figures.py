@@ -309,8 +309,8 @@ def several():
 class TestContrasts:
     def test_choose_what_differs_in_one_thing(self, several):
         plain, _, vgg19, _, harder, probe, loose, strict = several
-        assert figures.families(several) == [plain, vgg19]
-        assert figures.complexities(several) == [plain, harder]
+        assert figures.families(several) == [[plain, vgg19]]
+        assert figures.complexities(several) == [[plain, harder]]
         assert figures.pretrainings(several) == [plain, probe]
         assert figures.tolerances(several) == [strict, plain, loose]
 
@@ -352,13 +352,16 @@ class TestContrasts:
 
     def test_show_every_plain_record_once_or_more(self, several):
         plain, _, vgg19, resnet, harder, probe, loose, strict = several
-        assert list(figures.comparisons(several).values()) == [[plain, vgg19], [plain, harder], [plain, probe]]
+        assert list(figures.comparisons(several).values()) == [[[plain, vgg19]], [[plain, harder]], [[plain, probe]]]
+        harder_19 = again(harder, network="vgg19")
+        assert figures.families([*several, harder_19]) == [[plain, vgg19], [harder, harder_19]]
+        assert figures.complexities([*several, harder_19]) == [[plain, harder], [vgg19, harder_19]]
         assert figures.drawn_alone(several) == [resnet]
         assert figures.drawn_alone([plain, loose]) == [plain]
 
     def test_take_the_lowest_seed_whatever_the_order(self, several):
         plain, _, vgg19, *_ = several
-        assert figures.families(several[::-1]) == [vgg19, plain]
+        assert figures.families(several[::-1]) == [[vgg19, plain]]
 
 
 class TestProtocol:
@@ -479,7 +482,7 @@ class TestFinetuning:
 
 class TestSnapshot:
     def test_draws_the_ranks_of_every_layer(self, several):
-        chosen = figures.families(several)
+        [chosen] = figures.families(several)
         *lines, _ = figures.snapshot(chosen, "a title").axes[0].get_lines()
         for (dotted, solid), record in zip(zip(lines[::2], lines[1::2]), chosen, strict=True):
             layers = record.plan.layers
@@ -495,7 +498,7 @@ class TestSnapshot:
             assert solid.get_label() == f"{record['experiment']['network']} {expected}"
 
     def test_compares_accuracies_of_one_stage(self, several):
-        tuned, other = figures.families(several)
+        [[tuned, other]] = figures.families(several)
         other = altered(other, experiment__finetune=other["experiment"]["finetune"] | dict(epochs=0))
         *lines, note = figures.snapshot([tuned, other]).axes[0].get_lines()
         assert tuned["accuracy"]["decomposed"] != tuned["accuracy"]["merged"]
@@ -505,7 +508,7 @@ class TestSnapshot:
     @pytest.mark.parametrize(
         "choose, names",
         [
-            (figures.complexities, ["cifar10", "cifar100"]),
+            (lambda several: figures.complexities(several)[0], ["cifar10", "cifar100"]),
             (figures.pretrainings, ["from scratch", "linear probe"]),
             (figures.tolerances, ["$\\epsilon$ = 0.5", "$\\epsilon$ = 1.25", "$\\epsilon$ = 5"]),
         ],
@@ -519,14 +522,14 @@ class TestSnapshot:
             figures.snapshot([])
 
     def test_caption_names_the_peak_and_the_largest_mlu(self, several):
-        chosen = figures.complexities(several)
+        [chosen] = figures.complexities(several)
         text = figures.snapshot_caption(chosen)
         for record in chosen:
             ranks = [entry.rank for entry in record.plan.layers]
             assert f"largest at layer {1 + ranks.index(max(ranks))} of 9 ({max(ranks)} of" in text
         assert "The MLU of **cifar10** is the largest, that of **cifar100** the smallest" in text
         assert text.startswith("**vgg11.** cifar10: the utilized rank")
-        assert figures.snapshot_caption(figures.families(several)).startswith("**cifar10.** vgg11: ")
+        assert figures.snapshot_caption(figures.families(several)[0]).startswith("**cifar10.** vgg11: ")
         alone = figures.snapshot_caption(chosen[:1])
         assert alone.startswith("**vgg11 on cifar10.** The utilized rank") and "smallest" not in alone
 
@@ -554,7 +557,7 @@ class TestTradeoff:
         assert 3 <= len(shown) <= 9 and all(low <= number <= high for number in shown)
 
     def test_draws_before_and_after_with_the_area_of_the_macs(self, several):
-        chosen = figures.families(several)
+        [chosen] = figures.families(several)
         figure = figures.tradeoff(figures.measured_points(chosen))
         expected = [
             (cost["params"] / 1e6, accuracy, 900 * cost["macs"] / chosen[0]["cost"]["original"]["macs"])
@@ -571,7 +574,7 @@ class TestTradeoff:
         ]
 
     def test_draws_the_paper_s_rows_of_the_same_networks_hollow(self, several):
-        points = figures.measured_points(figures.families(several))
+        points = figures.measured_points(figures.families(several)[0])
         printed = figures.beside(points, paper.tradeoff(paper.table3()))
         assert list(zip(printed["network"], printed["dataset"])) == [("vgg11", "cifar10"), ("vgg19", "cifar10")]
         axis = figures.tradeoff(points, printed).axes[0]

@@ -42,14 +42,14 @@ def family_of(network: str) -> str:
     return network.rstrip("0123456789")
 
 
-def families(records: Iterable[Record]) -> list[Record]:
-    """Networks of one family on one data set, the most that the records have; [] where there are not two."""
-    return largest(plain(records), lambda record: (place(record)[0], family(record)))
+def families(records: Iterable[Record]) -> list[list[Record]]:
+    """For each family of networks and each data set, the networks of the one on the other, where there are two."""
+    return alike(plain(records), lambda record: (place(record)[0], family(record)))
 
 
-def complexities(records: Iterable[Record]) -> list[Record]:
-    """One network on several data sets; [] where there are not two."""
-    return largest(plain(records), lambda record: record["experiment"]["network"])
+def complexities(records: Iterable[Record]) -> list[list[Record]]:
+    """For each network that was trained on several data sets, one record of each."""
+    return alike(plain(records), lambda record: record["experiment"]["network"])
 
 
 def pretrainings(records: Iterable[Record]) -> list[Record]:
@@ -57,18 +57,18 @@ def pretrainings(records: Iterable[Record]) -> list[Record]:
     return largest(beside_plain(records, from_other_weights), place_and_seed)
 
 
-def comparisons(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """What each panel of Figure 2 compares, by its title; [] where there are not two records for it."""
+def comparisons(records: Sequence[Record]) -> dict[str, list[list[Record]]]:
+    """What the panels of Figure 2 compare, by their title; [] where there are no two records for one."""
     return {
         "one family, one data set": families(records),
         "one network, two data sets": complexities(records),
-        "one network, trained in several ways": pretrainings(records),
+        "one network, trained in several ways": [ways for ways in [pretrainings(records)] if ways],
     }
 
 
 def compared(records: Sequence[Record]) -> list[Record]:
     """The records that some panel of Figure 2 draws."""
-    return [record for panel in comparisons(records).values() for record in panel]
+    return [record for panels in comparisons(records).values() for panel in panels for record in panel]
 
 
 def drawn_alone(records: Sequence[Record]) -> list[Record]:
