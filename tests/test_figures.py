@@ -539,6 +539,8 @@ class TestSnapshot:
         text = figures.snapshot_caption([altered(record, plan__layers=layers)])
         first, second = (min(layer["d"], layer["m"]) for layer in layers[3:5])
         assert f"largest at layers 4 and 5 of 9 (16 of {first} and {second})" in text
+        layers = [layer | dict(rank=1) for layer in layers]
+        assert "largest in 9 of 9 layers (1)" in figures.snapshot_caption([altered(record, plan__layers=layers)])
 
 
 class TestTradeoff:
@@ -652,7 +654,7 @@ class TestOtherTables:
         assert "It is highest for **from scratch**, lowest for **linear probe**. The paper's order, from" in text
         assert "the highest, is another: linear probe, from scratch. Split" in text
         gain = probe[1]["accuracy"]["finetuned"] - probe[1]["accuracy"]["original"]
-        assert f"The linear probe's {gain:+.1f} are no gain of the method" in text
+        assert f"The linear probe's {gain:+.1f} say nothing of the method" in text
         assert "Split and fine-tuned, its accuracy moves by" in text  # that of the only other one
         assert "from the highest, is the same." in figures.table4_caption(probe[:1])
         assert "The paper's" not in figures.table4_caption([altered(probe[0], experiment__variant="other")])

@@ -69,12 +69,12 @@ def snapshot_caption(records: Sequence[Record]) -> str:
 def peak(record: Record) -> str:
     """Where the utilized rank is largest, and the MLU, in words."""
     layers, numbers = record.plan.layers, peak_layers(record)
+    rank, mlu = layers[numbers[0] - 1].rank, f"MLU {100 * record.plan.mlu:.1f} %"
+    if len(numbers) > 2:
+        return f"utilized rank is largest in {len(numbers)} of {len(layers)} layers ({rank}), {mlu}"
     where = f"layer{'s' if len(numbers) > 1 else ''} {' and '.join(map(str, numbers))} of {len(layers)}"
     rooms = " and ".join(str(min(layers[number - 1].d, layers[number - 1].m)) for number in numbers)
-    return (
-        f"utilized rank is largest at {where} ({layers[numbers[0] - 1].rank} of {rooms}), "
-        f"MLU {100 * record.plan.mlu:.1f} %"
-    )
+    return f"utilized rank is largest at {where} ({rank} of {rooms}), {mlu}"
 
 
 def peak_layers(record: Record) -> list[int]:
