@@ -82,19 +82,22 @@ class Work:
             seconds = round(begun["seconds"] + time.perf_counter() - start, 1)
             write_json(path, plain(result) | dict(made=made_by(begun["makers"]), seconds=seconds))
         if is_first():
-            for kind in ("ckpt", "begun"):
-                (self.folder / f"{name}.{kind}").unlink(missing_ok=True)
+            self.delete(name, "ckpt", "begun")
         wait()
         return read_json(path)
 
     def forget(self, name: str) -> None:
         """Delete an earlier result of a stage, the record that holds it, and what others made of it."""
         (self.folder / "record.json").unlink(missing_ok=True)
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
+        self.delete(name, "json")
         for later in (later for later, read in READS.items() if read == name):
-            for kind in ("ckpt", "begun"):
-                (self.folder / f"{later}.{kind}").unlink(missing_ok=True)
+            self.delete(later, "ckpt", "begun")
             self.forget(later)
+
+    def delete(self, name: str, *kinds: str) -> None:
+        """Delete a stage's files of these endings."""
+        for kind in kinds:
+            (self.folder / f"{name}.{kind}").unlink(missing_ok=True)
 
     def begin(self, name: str) -> dict:
         """The `makers` of a stage: this process, and those that began it and left a checkpoint; the `seconds` of these.
