@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import LayerRank, Probe, RankPlan
 from urank.search import allowed_loss
-from urank.subspaces import Spectrum, output_gram
+from urank.subspaces import layer_spectra
 from urank.utilization import project_weight, utilized_rank
 
 
@@ -26,7 +26,7 @@ def search(model: nn.Module, grams: dict[str, Tensor], batches: list, tolerance:
     base = correct = count(network, batches)
     for name, gram in grams.items():
         W = weight_matrix(layers[name])
-        sides = {"S": Spectrum.of(gram), "T": Spectrum.of(output_gram(gram, W))}
+        sides = dict(zip("ST", layer_spectra(gram, W)))
         k = {side: len(spectrum.energy) for side, spectrum in sides.items()}
         for side in sides:
             lo, hi, needed = 1, k[side], correct - allowed

@@ -18,7 +18,7 @@ from urank.decompose import planned_layers
 from urank.layers import matrix_layers, weight_matrix
 from urank.plan import LayerRank, RankPlan
 from urank.search import check_grams
-from urank.subspaces import Spectrum, dimension_for_energy, output_gram
+from urank.subspaces import dimension_for_energy, layer_spectra
 from urank.utilization import project_weight, utilized_rank
 
 SIDES = ("both", "input", "output")
@@ -83,7 +83,7 @@ def energy_rank(model: nn.Module, grams: Mapping[str, Tensor], energy: float = 0
 def energy_entry(name: str, W: Tensor, gram: Tensor, energy: float, sides: str) -> LayerRank:
     """One layer's outcome: k_S and k_T that hold `energy`, and the rank of W' that follows."""
     d, m = W.shape
-    inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
+    inputs, outputs = layer_spectra(gram, W)
     k_s = d if sides == "output" else dimension_for_energy(inputs, energy)
     k_t = m if sides == "input" else dimension_for_energy(outputs, energy)
     rank = utilized_rank(project_weight(W, inputs, outputs, k_s, k_t))

@@ -19,8 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from urank.files import read_weights, write_weights
 from urank.layers import MatrixLayer, evaluating, matrix_layers, set_weight_matrix, thin, weight_matrix
 from urank.plan import LayerRank, RankPlan
-from urank.subspaces import Spectrum, output_gram
-from urank.utilization import project_weight
+from urank.utilization import project_layer
 
 
 def project_network(model: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor]) -> nn.Module:
@@ -36,9 +35,7 @@ def project_network(model: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor
     for entry, layer in planned_layers(network, plan):
         if entry.layer not in grams:
             raise ValueError(f"the plan speaks of layer {entry.layer!r}, for which no Gram matrix is given")
-        W = weight_matrix(layer)
-        inputs, outputs = Spectrum.of(grams[entry.layer]), Spectrum.of(output_gram(grams[entry.layer], W))
-        set_weight_matrix(layer, project_weight(W, inputs, outputs, entry.k_s, entry.k_t))
+        project_layer(layer, grams[entry.layer], entry.k_s, entry.k_t)
     return network
 
 

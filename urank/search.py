@@ -19,8 +19,8 @@ from urank.deadline import check_time
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import LayerRank, Probe, RankPlan, allowed_loss
 from urank.replay import Replay
-from urank.subspaces import Spectrum, dimension_for_energy, output_gram
-from urank.utilization import project_weight, utilized_rank
+from urank.subspaces import Spectrum, dimension_for_energy, layer_spectra
+from urank.utilization import project_layer, project_weight, utilized_rank
 from urank.validation import Validation
 
 
@@ -146,10 +146,7 @@ class _Search:
             raise ValueError(f"{checkpoint}: of another search; delete it to start again")
         self.found, self.probes = list(earlier.layers), list(earlier.probes)
         for entry in self.found if self.mode == "joint" else ():
-            layer, gram = self.layers[entry.layer], grams[entry.layer]
-            W = weight_matrix(layer)
-            inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
-            set_weight_matrix(layer, project_weight(W, inputs, outputs, entry.k_s, entry.k_t))
+            project_layer(self.layers[entry.layer], grams[entry.layer], entry.k_s, entry.k_t)
             self.correct = entry.correct
 
     def layer(self, name: str, gram: Tensor, bar: tqdm) -> LayerRank:
@@ -157,7 +154,7 @@ class _Search:
         layer = self.layers[name]
         W = weight_matrix(layer)
         d, m = W.shape
-        inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
+        inputs, outputs = layer_spectra(gram, W)
         self.replay.advance(layer)
 
         def side(label: str, spectrum: Spectrum, before: int, needed: int, project: Callable[[int], Tensor]):

@@ -16,7 +16,7 @@ from urank.provenance import describe
 from urank.records import Experiment
 from urank.replay import Replay
 from urank.search import search_ranks
-from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
+from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, layer_spectra
 from urank.training import evaluate
 from urank.utilization import project_weight
 from urank.validation import Validation
@@ -115,7 +115,7 @@ def _spectra(work: Work) -> dict:
     layers = matrix_layers(work.original())
     for entry in plan.layers:
         W, gram = weight_matrix(layers[entry.layer]), grams[entry.layer]
-        inputs, outputs = Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
+        inputs, outputs = layer_spectra(gram, W)
         projected = project_weight(W, inputs, outputs, entry.k_s, entry.k_t)
         spectra[entry.layer] = dict(
             weight=digits(torch.linalg.svdvals(W)),

@@ -227,6 +227,11 @@ def output_gram(gram: Tensor, W: Tensor) -> Tensor:
     return W.T @ gram @ W
 
 
+def layer_spectra(gram: Tensor, W: Tensor) -> tuple[Spectrum, Spectrum]:
+    """The spectra of X^T X and of Y^T Y, from X^T X (d, d) and W (d, m)."""
+    return Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
+
+
 def projector(spectrum: Spectrum, k: int) -> Tensor:
     """P = V_k V_k^T (n, n), the orthogonal projector onto the first k directions (eqs. 3-5).
 

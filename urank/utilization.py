@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from urank.subspaces import Spectrum, cumulative_energy, output_gram, projector
+from urank.layers import MatrixLayer, set_weight_matrix, weight_matrix
+from urank.subspaces import Spectrum, cumulative_energy, layer_spectra, projector
 
 RANK_ENERGY = 0.9999  # the paper's cut-off against singular values that are numerical noise (section 3)
 
@@ -40,6 +41,12 @@ def project_weight(W: Tensor, inputs: Spectrum, outputs: Spectrum, k_s: int, k_t
         V = outputs.basis[:, :k_t]
         W = (W @ V) @ V.T
     return W
+
+
+def project_layer(layer: MatrixLayer, gram: Tensor, k_s: int, k_t: int) -> None:
+    """Put W' in the place of the layer's W; `gram` is X^T X (d, d) of the unmodified network's layer."""
+    W = weight_matrix(layer)
+    set_weight_matrix(layer, project_weight(W, *layer_spectra(gram, W), k_s, k_t))
 
 
 def utilized_rank(W: Tensor, energy: float = RANK_ENERGY) -> int:
@@ -84,8 +91,7 @@ def error_bound(W: Tensor, gram: Tensor, k_s: int, k_t: int) -> ErrorBound:
         k_s, k_t: dimensions of S (1..d) and of T (1..m).
     """
     W, gram = W.double(), gram.double()
-    gram_y = output_gram(gram, W)
-    inputs, outputs = Spectrum.of(gram), Spectrum.of(gram_y)
+    inputs, outputs = layer_spectra(gram, W)
     outside_s = torch.eye(len(gram), dtype=W.dtype, device=gram.device) - projector(inputs, k_s)
     lost = outside_s @ W @ projector(outputs, k_t)
     output_loss = outputs.eigenvalues[k_t:].sum()  # (1 - e_T) ||Y||^2
