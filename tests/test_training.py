@@ -527,6 +527,12 @@ def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_fitted(digits):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_is_shown_unless_it_is_not_wanted(digits, capsys, progress):
+    fit(small_network(), digits, replace(QUICK, epochs=1), description="some network", progress=progress)
+    assert ("some network 1/1" in capsys.readouterr().err) == progress
+
+
 def test_a_crop_beyond_the_image_is_refused(digits):
     with pytest.raises(ValueError, match="less than an image's side, not by 32 pixels"):
         fit(small_network(), digits, replace(QUICK, crop=32))

@@ -35,6 +35,7 @@ def run(
 
     Args:
         device: "cpu", "cuda", ... or "auto" for a GPU where there is one.
+        progress: show bars.
         same_code: start again where other code began, or from other weights; default is to go on, as a record says
             which code ran a stage.
         start: folder of the experiment that this one starts from.

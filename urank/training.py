@@ -110,6 +110,7 @@ def fit(
     description: str = "training",
     part: str = "",
     deadline: float | None = None,
+    progress: bool = True,
 ) -> list[dict]:
     """Fit `model` in place on `dataset.train` and return a row (epoch, loss, accuracy, seconds) an epoch.
 
@@ -139,7 +140,7 @@ def fit(
             run.restore(checkpoint)
         for epoch in range(len(run.history), recipe.epochs):
             start = time.perf_counter()
-            loss, accuracy = run.epoch(dataset, train, epoch, description)
+            loss, accuracy = run.epoch(dataset, train, epoch, description, progress)
             run.history.append(dict(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start))
             if checkpoint is not None:
                 run.save(checkpoint)
@@ -204,7 +205,9 @@ class _Run:
         self.ema = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
         self.history: list[dict] = []
 
-    def epoch(self, dataset: Dataset, train: Split | FileSplit, epoch: int, description: str) -> tuple[float, float]:
+    def epoch(
+        self, dataset: Dataset, train: Split | FileSplit, epoch: int, description: str, progress: bool
+    ) -> tuple[float, float]:
         self.model.eval().get_submodule(self.part).train()
         device, (number, count) = train.device, processes()
         torch.manual_seed(epoch_seed(self.seed, epoch) + number)  # for networks that draw, by dropout say
@@ -213,7 +216,8 @@ class _Run:
         rows = order[: self.steps * self.recipe.batch_size].view(self.steps, -1)
         loss_sum = correct = torch.zeros((), device=device)
         title = f"{description} {epoch + 1}/{self.recipe.epochs}"
-        bar = tqdm(train.batches(rows), title, self.steps, leave=False, unit="batch", disable=not is_first())
+        hidden = not (progress and is_first())
+        bar = tqdm(train.batches(rows), title, self.steps, leave=False, unit="batch", disable=hidden)
         for step, (images, labels) in enumerate(bar):
             images = augment(images, self.recipe, generator)
             images, labels = dataset.normalize(images[number::count]), labels[number::count]

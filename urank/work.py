@@ -192,9 +192,18 @@ class Work:
 
     def fit(self, network: nn.Module, recipe: Recipe, stage: str, part: str = "") -> list[dict]:
         """Fit `network` with a checkpoint that is there only until the stage has ended."""
-        description = f"{self.experiment.name} {stage}"
-        checkpoint, seed = self.folder / f"{stage}.ckpt", self.experiment.seed
-        return fit(network, self.dataset, recipe, seed, checkpoint, self.device, description, part, self.deadline)
+        return fit(
+            network,
+            self.dataset,
+            recipe,
+            self.experiment.seed,
+            checkpoint=self.folder / f"{stage}.ckpt",
+            device=self.device,
+            description=f"{self.experiment.name} {stage}",
+            part=part,
+            deadline=self.deadline,
+            progress=self.progress,
+        )
 
 
 def made_by(makers: list[dict]) -> dict:

@@ -14,8 +14,8 @@ def table1_caption(records: Sequence[Record]) -> str:
     useless = sum(not entry.useful for record in records for entry in record.plan.layers)
     layers = sum(len(record.plan.layers) for record in records)
     return (
-        f"{shares_used(records)} Of {layers} layers, {useless} need a rank so high that two factors would be no "
-        f"smaller. {accuracy_changes(records)}{near_chance(records)}"
+        f"{shares_used(records)} Of {layers} layers, {useless or 'none'} need a rank so high that two factors "
+        f"would be no smaller. {accuracy_changes(records)}{near_chance(records)}"
     )
 
 
