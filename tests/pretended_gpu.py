@@ -46,10 +46,15 @@ def moved(tensor: Tensor, *args, device=None, non_blocking: bool = False, **kwar
     return marked(tensor.to(**kwargs), gpu)
 
 
-def as_array(tensor: Tensor, *args, **kwargs):
-    if on_gpu(tensor):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy")
-    return tensor.numpy(*args, **kwargs)
+def unless_on_gpu(function):
+    """What gives NumPy a tensor."""
+
+    def call(tensor: Tensor, *args, **kwargs):
+        if on_gpu(tensor):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        return function(tensor, *args, **kwargs)
+
+    return call
 
 
 def chosen(tensor: Tensor, index, *value) -> Tensor | None:
@@ -86,8 +91,8 @@ HANDLED = {
     Tensor.to: moved,
     Tensor.cpu: lambda tensor: moved(tensor, PROCESSOR),
     Tensor.cuda: lambda tensor, device=GPU: moved(tensor, GPU),
-    Tensor.numpy: as_array,
-    Tensor.__array__: as_array,
+    Tensor.numpy: unless_on_gpu(Tensor.numpy),
+    Tensor.__array__: unless_on_gpu(Tensor.__array__),
     Tensor.__getitem__: chosen,
     Tensor.__setitem__: chosen,
     Tensor.copy_: of_first(Tensor.copy_),
