@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
-from urank.plan import LayerRank, Probe, RankPlan
-from urank.search import allowed_loss
+from urank.plan import LayerRank, Probe, RankPlan, allowed_loss
 from urank.subspaces import layer_spectra
 from urank.utilization import project_weight, utilized_rank
 

@@ -4,7 +4,7 @@
     python -m benchmarks.speed --only grams --images 200
 
 Seconds are those of the clock and of the processor; a machine that does other things as well disturbs the second less.
-Every part says whether both sides came to the same result.
+Where both sides compute the same thing, a row says whether they agree.
 """
 
 import ctypes

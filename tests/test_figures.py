@@ -17,7 +17,7 @@ LABELS = ["original %", "MLU of W %", "MLU %", "fine-tuned %", "change", "params
 
 @pytest.fixture(scope="module")
 def record():
-    """Without a full-rank baseline, as records from before there was one; tests that look at one add it."""
+    """Without a full-rank baseline; tests that look at one add it."""
     return altered(finished()[1], accuracy__baseline=None)
 
 

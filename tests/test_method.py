@@ -13,7 +13,8 @@ from urank.baselines import energy_rank
 from urank.decompose import decompose, project_network
 from urank.layers import input_rows, matrix_layers, weight_matrix
 from urank.models import create
-from urank.search import allowed_loss, search_ranks
+from urank.plan import allowed_loss
+from urank.search import search_ranks
 from urank.subspaces import Spectrum, accumulate_grams, output_gram
 from urank.training import Recipe, fit
 from urank.utilization import error_bound, project_weight

@@ -10,7 +10,7 @@ A probe of the search asks whether at least `needed` images are. The counters di
 - `Sequential` draws images at random and accepts as soon as it is confident: an approximation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -179,11 +179,11 @@ class Sequential(Exact):
         return self.before + gained - lost
 
 
-COUNTERS: dict[str, Callable] = dict(exact=Exact, screened=Screened, bfloat16=Bfloat16, sequential=Sequential)
+COUNTERS: dict[str, type[Exact]] = dict(exact=Exact, screened=Screened, bfloat16=Bfloat16, sequential=Sequential)
 
 
 def choose_counter(evaluation: str, network: nn.Module) -> type[Exact]:
-    """The counter called `evaluation`; "auto" screens where the device multiplies bfloat16 in hardware.
+    """The counter called `evaluation`; "auto" screens a float32 network where bfloat16 is fast.
 
     Raises:
         ValueError: no counter of this name.

@@ -1,8 +1,8 @@
 """The same work on several processes: each takes its share of the images, and their sums are added up.
 
 `torchrun` or `accelerate launch` starts them, and `join` brings them together. Every process runs the same code on the
-same arguments; what differs is the share. Files are written by the first. A process alone has all shares, and nothing
-here does anything.
+same arguments; what differs is the share. Files are written by the first. For a process alone every
+function here changes nothing.
 """
 
 import os

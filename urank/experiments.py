@@ -1,4 +1,4 @@
-"""One network on one data set, end to end: train, calibrate, search, decompose, fine-tune, time, record.
+"""One network on one data set, end to end, from training to a record.
 
 An experiment may start from the network that another one trained. Its stages are in `stages`; a run that was killed
 goes on where it stopped.

@@ -170,7 +170,7 @@ class Record:
 
     @property
     def finetuned(self) -> bool:
-        """Whether the split network was fine-tuned at all; where it was not, that accuracy is the one before."""
+        """Whether the split network was fine-tuned at all; where not, its accuracy is that before."""
         return self["experiment"]["finetune"]["epochs"] > 0
 
     def save(self, path: Path | str) -> None:

@@ -51,8 +51,8 @@ def search_ranks(
             it, so that at most 2 L epsilon points are lost over L layers. "isolated" searches each layer in the
             otherwise unmodified network, whose accuracy its input side may miss by epsilon, both sides by 2 epsilon.
         evaluation: how a probe is decided (see `counting`). "screened" gives the plan of "exact" unless bfloat16 moves
-            an image's margin by far more than was seen; "auto" is "screened" where the device multiplies bfloat16 in
-            hardware, else "exact". "bfloat16" and "sequential" are approximations.
+            an image's margin by far more than was seen; "auto" is "screened" for a float32 network where the device
+            multiplies bfloat16 in hardware, else "exact". "bfloat16" and "sequential" are approximations.
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
         memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.

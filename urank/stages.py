@@ -1,4 +1,4 @@
-"""The stages of an experiment: train, calibrate, search, decompose, fine-tune, time; see `work` for how they go on."""
+"""What the stages of an experiment compute, in the order of `STAGES`; see `work` for how they go on."""
 
 import copy
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def _baseline(work: Work) -> dict:
 
 
 def _latency(work: Work) -> dict:
-    """Images a second of the original and of the compact network, of small ones also on the processor beside a GPU."""
+    """Images a second of the original and of the compact network, small images on the processor, too, beside a GPU."""
     networks = dict(original=work.original(), compact=work.merged())
     images, _ = next(iter(work.dataset.batches(work.test.split, max(BATCH_SIZES))))
     quick = images[0].numel() <= SMALL and processes()[1] == 1
@@ -95,7 +95,7 @@ def _latency(work: Work) -> dict:
 
 
 def latency_rows(networks: dict[str, nn.Module], images: Tensor, device: torch.device) -> list[dict]:
-    """A row for each network, batch size and precision on `device`; float32 is that without TF32."""
+    """A row for each network, batch size and precision on `device`; float32 never means TF32."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16)[: 1 + has_fast_bfloat16(device)]:
         typed = {name: copy.deepcopy(network).to(device, dtype) for name, network in networks.items()}

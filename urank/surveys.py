@@ -1,4 +1,7 @@
-"""How much of timm's architectures is measured: the last committed walk (`python -m benchmarks.timm_coverage`)."""
+"""How much of timm's architectures is measured: the last committed walk.
+
+python -m benchmarks.timm_coverage data/benchmarks/timm_coverage.csv --forward
+"""
 
 from collections import Counter
 from pathlib import Path

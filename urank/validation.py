@@ -18,8 +18,8 @@ class Validation:
     """The images and labels that a search consults, and how correct ones are counted.
 
     Args:
-        batches: a re-iterable of (images, labels); read once and held. Only a data set's batches of more than `HELD`
-            bytes stay a byte a channel, where their split holds them, and are normalized each time they are asked for.
+        batches: a re-iterable of (images, labels); read once and held, as floats; only a data set's batches that would
+            take more than `HELD` bytes stay uint8, and are normalized at each pass.
         counts: what the labels are, for the plan to say: "labels", or "agreement" (see there).
 
     Raises:

@@ -46,7 +46,7 @@ READS = {
     "baseline": "train",
     "latency": "finetune",
 }
-SMALL = 3 * 64 * 64  # numbers in an image
+SMALL = 3 * 64 * 64  # an image of at most so many numbers is small
 
 
 class Work:
@@ -68,7 +68,7 @@ class Work:
     def stage(self, compute: Callable[["Work"], dict]) -> dict:
         """The stage's result: read where it is there, else computed and written with the seconds it took.
 
-        The checkpoint of a fit goes last, so that no epoch is lost in between.
+        The checkpoint goes last, so that no epoch and no searched layer is lost in between.
         """
         name = stage_name(compute)
         path = self.folder / f"{name}.json"

@@ -136,7 +136,7 @@ def measured_row(record: Record) -> dict:
 
 
 def printed_row(record: Record) -> pd.Series | None:
-    """The row of Table 3 for the network and data set of a record; None for a thinner network and for what it lacks."""
+    """The row of Table 3 for the network and data set of a record; None where it has none, or the width is not 1."""
     experiment, printed = record["experiment"], paper.table3().set_index(SAME)
     key = tuple(experiment[name] for name in SAME)
     return printed.loc[key] if key in printed.index and experiment["width"] == 1 else None

@@ -43,7 +43,7 @@ class VGG(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """He et al. (2015) initialization of one convolution (fan out) or linear layer (fan in), zero biases."""
+    """He et al. (2015) for a convolution (fan out), a normal of spread 0.01 for a linear layer, zero biases."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
