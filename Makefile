@@ -7,7 +7,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores all --rerun-incomplete --quiet progress ru
 .PHONY: book test bench lab clean
 
 book: .venv/ready  ## run the notebooks of PROFILE and build the book
-	@$(SNAKEMAKE) --config profile=$(PROFILE) publish=yes
+	@$(SNAKEMAKE) --config profile=$(PROFILE) deliver=yes
 	@echo "The book is built: open $(CURDIR)/book/_build/html/index.html"
 
 test: .venv/ready  ## every test: the package, the notebooks twice, the book with warnings as errors

@@ -36,8 +36,8 @@ PAGES = files("book/*")
 NUMBERS = files("data/paper/*.csv") + files("data/records/**/*.json") + files("data/benchmarks/*")
 CODE = files("urank/**/*.py")
 
-# The book that people open is published from the profile they asked for; tests build theirs and leave it alone.
-TARGET = "book/_build/html/index.html" if config.get("publish") else f"{HTML}/index.html"
+# The book that people open is delivered from the profile they asked for; tests build theirs and leave it alone.
+TARGET = "book/_build/html/index.html" if config.get("deliver") else f"{HTML}/index.html"
 
 
 def record(name):
@@ -53,7 +53,7 @@ def start_record(wildcards):
 localrules:
     all,
     experiments,
-    publish,
+    deliver,
 
 
 rule all:
@@ -114,7 +114,7 @@ rule book:
         "> {log} 2>&1"
 
 
-rule publish:
+rule deliver:
     input:
         f"{HTML}/index.html",
     output:

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import yaml
 
-from urank.profiles import ROOT, load_profile
+from urank.profiles import ROOT
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BUILD = ROOT / "build" / "smoke"
@@ -51,11 +51,6 @@ def test_figures_and_tables_have_the_three_parts_and_exercises(path):
 def test_every_figure_and_table_of_the_paper_has_its_notebook():
     numbers = [path.stem.split("_")[0] for path in SHOWN]
     assert sorted(numbers) == ["figure1", "figure2", "figure3", "table1", "table2", "table3", "table4", "table5"]
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_shows_every_notebook(profile):
-    assert set(load_profile(profile).notebooks) == {path.stem for path in SOURCES}
 
 
 def test_the_table_of_contents_names_every_page_once():

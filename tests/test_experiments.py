@@ -91,8 +91,7 @@ class TestRecord:
         assert record.content.keys() == keys | {"consulted", "latency", "seconds", "made", "versions", "weights"}
         documented = (ROOT / "data" / "README.md").read_text()
         assert [key for key in record.content if f"`{key}`" not in documented] == []
-        stages = {stage.__name__.lstrip("_") for stage in STAGES}
-        assert record["seconds"].keys() == record["made"].keys() == stages
+        assert record["seconds"].keys() == record["made"].keys() == STAGES.keys()
         for made in record["made"].values():
             assert made.keys() == {"device", "date", "code"} and all(made.values())
         assert record["versions"]["torch"] == torch.__version__
@@ -347,7 +346,7 @@ class TestDamage:
         assert {name: (copied / f"{name}.json").stat().st_mtime_ns for name in kept} == kept
 
     def test_every_stage_but_the_first_reads_an_earlier_one(self):
-        names = [work.stage_name(stage) for stage in STAGES]
+        names = list(STAGES)
         assert list(work.READS) == names[1:]
         assert all(names.index(read) < names.index(name) for name, read in work.READS.items())
 

@@ -59,7 +59,7 @@ CASES = {"linear": linear_case, "convolution": convolution_case}
 
 
 class TestPlantedSubspaces:
-    @pytest.mark.parametrize("p", [1, 2, 5])
+    @pytest.mark.parametrize("p", [1, 2, 3, 5])
     @pytest.mark.parametrize("case", CASES)
     def test_are_found_by_the_search(self, case, p):
         """Below p dimensions a class is lost, from p on nothing is."""

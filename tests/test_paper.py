@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from urank import datasets, models, paper
 
@@ -35,16 +34,6 @@ def test_table3_of_vgg11_as_printed():
     ]
     assert table.loc[("cifar10", "vgg11"), columns].tolist() == [91.5, 98, 92.5, 47, 0.34, 0.60, 1.0]
     assert table.loc[("cifar100", "vgg19"), columns].tolist() == [70.2, 99, 71.8, 51, 0.38, 0.68, 1.6]
-
-
-def test_networks_of_table3_have_the_inferred_size():
-    """The parameters that the project infers for the paper's networks are those of its own."""
-    for _, row in paper.table3().iterrows():
-        if row["network"] in models.NETWORKS:
-            with torch.device("meta"):  # shapes without numbers
-                network = models.create(row["network"], datasets.CLASSES[row["dataset"]])
-            params = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-            assert params == pytest.approx(row["params_orig_M_inferred"], abs=0.001)
 
 
 @pytest.mark.parametrize("path", sorted(paper.FOLDER.glob("*.csv")), ids=lambda path: path.stem)

@@ -178,4 +178,4 @@ def test_a_missing_file_is_missing(tmp_path):
 
 def test_holds_no_tensor():
     assert not any(name == "torch" or name.startswith("torch.") for name in vars(sys.modules["urank.plan"]))
-    assert json.loads(json.dumps(PLAN.to_dict())) == json.loads(json.dumps(PLAN.to_dict(), allow_nan=False))
+    json.dumps(PLAN.to_dict(), allow_nan=False)

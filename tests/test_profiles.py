@@ -5,12 +5,11 @@ import pytest
 import torch
 from conftest import TINY, finished
 
-from urank import datasets, models, profiles, records
+from urank import models, profiles, records
 from urank.decompose import count_cost
 from urank.files import read_weights
-from urank.layers import matrix_layers
 from urank.profiles import load_profile, recorded, reproduce, run_folder, runs_folder
-from urank.records import plain
+from urank.records import as_json
 from urank.work import calibrated_grams
 
 NAMES = sorted(path.stem for path in (profiles.ROOT / "profiles").glob("*.yaml"))
@@ -67,18 +66,14 @@ class TestCommittedProfiles:
         assert profile.name == name and profile.experiments
         for key, experiment in profile.experiments.items():
             assert key == experiment.name
-            assert experiment.dataset in datasets.CLASSES
             side = (
                 models.preprocessing(experiment.network, experiment.pretrained)["size"] if experiment.pretrained else 32
             )
             with torch.device("meta"):
                 network = records.fresh_network(experiment, fetch=False)
                 assert count_cost(network, (3, side, side)).params > 0
-            assert set(experiment.sweep) <= set(matrix_layers(network))
-            assert 0 <= experiment.tolerance <= 100 and experiment.mode in ("joint", "isolated")
             if experiment.dataset.startswith("digits"):
                 assert not experiment.train.flip and not experiment.finetune.flip  # a mirrored digit is none
-                assert experiment.data.keys() <= {"train", "test", "seed", "plain"}
 
     @pytest.mark.parametrize("name", NAMES)
     def test_say_what_every_notebook_shows(self, name):
@@ -98,7 +93,7 @@ class TestCommittedProfiles:
     def test_hold_the_experiment_of_every_committed_record(self, measured):
         """So that one command makes it again."""
         experiments = [load_profile(name).experiments.get(measured.experiment.name) for name in NAMES]
-        assert any(plain(asdict(one)) == plain(asdict(measured.experiment)) for one in experiments if one)
+        assert any(as_json(asdict(one)) == as_json(asdict(measured.experiment)) for one in experiments if one)
 
 
 class TestLoadProfile:
@@ -270,7 +265,3 @@ class TestRecorded:
         (kept / "cifar10" / "vgg13.json").write_text("{")
         with pytest.raises(ValueError, match="vgg13.json"):
             recorded("cifar10/*")
-
-    def test_committed_ones_can_be_read(self):
-        for record in recorded():
-            assert record.experiment.name and record.plan.layers

@@ -235,20 +235,6 @@ def test_layers_that_the_data_cannot_do_without_stay_whole():
     assert plan.layers[0].correct == plan.correct == 16
 
 
-@pytest.mark.parametrize("p", [1, 3, 5])
-def test_finds_the_planted_dimension(p):
-    """Images in p dimensions, a class for each of them: below p a class is lost, from p on nothing is."""
-    V = torch.linalg.qr(torch.randn(12, p, dtype=torch.float64)).Q
-    network = nn.Sequential(nn.Linear(12, 8, bias=False)).double()
-    network[0].weight.data.copy_(torch.cat([V.T, 0.1 * torch.randn(8 - p, 12, dtype=torch.float64)]))
-    labels = torch.arange(200) % p
-    codes = nn.functional.one_hot(labels, p) * (10.0 - labels[:, None]) + 0.01 * torch.randn(200, p)
-    images = codes.double() @ V.T
-    plan = search(network, [images], [(images, labels)], tolerance=0)
-    assert plan.correct == 200
-    assert plan.layers[0].k_s == p
-
-
 def test_grams_choose_the_layers_and_their_order(trained):
     network, calibration, validation = trained("residual")
     grams = accumulate_grams(network, calibration, progress=False)

@@ -14,7 +14,6 @@ from urank.deadline import OutOfTime
 from urank.profiles import load_profile, profile_names, run_folder
 from urank.records import Experiment, Record
 from urank.stages import STAGES, stages_of
-from urank.work import stage_name
 
 app = typer.Typer(
     help="The utilized rank of a network's layers: reproduce the papers' figures and tables.",
@@ -85,8 +84,8 @@ def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
 
 def stage_states(experiment: Experiment, folder: Path) -> dict[str, str]:
     """What an experiment starts from, and "done" or "-" for each of its stages, nothing for one it does not have."""
-    states = dict(start=experiment.start or "") | {stage_name(stage): "" for stage in STAGES}
-    for name in map(stage_name, stages_of(experiment)):
+    states = dict(start=experiment.start or "") | dict.fromkeys(STAGES, "")
+    for name in stages_of(experiment):
         states[name] = "done" if (folder / f"{name}.json").exists() else "-"
     return states
 

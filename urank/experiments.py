@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 from urank.distributed import is_first, join, own_device
 from urank.files import read_json, write_json
 from urank.provenance import code_digest, digest
-from urank.records import Experiment, Record, check_start, plain
+from urank.records import Experiment, Record, as_json, check_start
 from urank.stages import STAGES, stages_of
-from urank.work import Work, joined, stage_name
+from urank.work import Work, joined
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
         if is_first():
             claim(folder, experiment, same_code, weights)
         work = Work(experiment, folder, pick_device(device), progress, weights, deadline)
-        stages = {stage_name(stage): work.stage(stage) for stage in stages_of(experiment)}
+        stages = {name: work.stage(name, STAGES[name]) for name in stages_of(experiment)}
         record = Record(assemble(experiment, stages) | dict(weights=digest(folder / "original.safetensors")))
         record.save(folder / "record.json")
     return record
@@ -96,7 +96,7 @@ def starting_weights(experiment: Experiment, start: Path | str | None) -> Path |
 def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path | None = None) -> None:
     """Write down whose folder this is, which code began it, and from which weights; refuse one begun otherwise."""
     path, stages = folder / "experiment.json", finished_stages(folder)
-    content = dict(definition=plain(asdict(experiment)), code=code_digest(), start=weights and digest(weights))
+    content = dict(definition=as_json(asdict(experiment)), code=code_digest(), start=weights and digest(weights))
     if not stages and not list(folder.glob("*.ckpt")):  # nothing is lost: not even an epoch was finished here
         write_json(path, content)
         (folder / "labels.json").unlink(missing_ok=True)
@@ -119,13 +119,13 @@ def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path |
 
 
 def finished_stages(folder: Path) -> list[dict]:
-    return [read_json(file) for stage in STAGES if (file := folder / f"{stage_name(stage)}.json").exists()]
+    return [read_json(file) for name in STAGES if (file := folder / f"{name}.json").exists()]
 
 
 def begun_definition(begun: object) -> dict | None:
     """The definition in an experiment.json, with defaults for what experiments did not have when it was written."""
     try:
-        return plain(asdict(Experiment.from_dict(begun["definition"])))
+        return as_json(asdict(Experiment.from_dict(begun["definition"])))
     except (KeyError, TypeError, ValueError):  # whatever it is, it is no experiment
         return None
 
@@ -146,7 +146,7 @@ def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
     baseline = stages.get("baseline", dict(accuracy=None, history=[]))
     history = dict(train=train["history"], finetune=finetune["history"], baseline=baseline["history"])
     return dict(
-        experiment=plain(asdict(experiment)),
+        experiment=as_json(asdict(experiment)),
         accuracy=dict(
             original=train["accuracy"],
             projected=stages["decompose"]["projected"],

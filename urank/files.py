@@ -62,14 +62,14 @@ def write_checkpoint(path: Path, state: dict) -> None:
             torch.save(state, temporary)
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
+def read_checkpoint(path: Path) -> dict:
     """Read what `write_checkpoint` wrote, without unpickling anything but tensors and plain values.
 
     Raises:
         ValueError: the file is damaged or holds something else; the message names it.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged file; each is re-raised with its name
         raise ValueError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start again"

@@ -10,7 +10,6 @@ it, without data, and watching which products it computes (`watch_products`).
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -84,11 +83,11 @@ def coverage(model: nn.Module, images: Tensor | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "type", "params", "share", "measured", "reason"])
 
 
-def used_layers(model: nn.Module, images: Tensor) -> set[str]:
-    """The matrix layers by whose weights one forward pass multiplies."""
-    used: set[str] = set()
+def used_layers(model: nn.Module, images: Tensor) -> list[str]:
+    """The matrix layers by whose weights one forward pass multiplies, in that order, once a product."""
+    used: list[str] = []
     with evaluating(model):
-        watch_inputs(model, images, matrix_layers(model), lambda name, *_: used.add(name))
+        watch_inputs(model, images, matrix_layers(model), lambda name, *_: used.append(name))
     return used
 
 
@@ -299,18 +298,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def count_calls(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> Counter:
-    """How often one forward pass calls each of `layers`; those it never calls are missing."""
-    calls = Counter()
-    handles = [
-        layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name])) for name, layer in layers.items()
-    ]
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls

@@ -20,9 +20,9 @@ from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from urank.layers import pad
 from urank.precision import full_precision
 
 Interval = tuple[int, int]  # start, stop
@@ -70,10 +70,8 @@ def patch_products(conv: nn.Conv2d, images: Tensor, product_dtype: torch.dtype =
         raise ValueError(f"images must be (n, {conv.in_channels}, h, w), not {tuple(images.shape)}")
     rows, columns = axes(conv, images.shape[2:])
     shared = shares_terms(conv.in_channels, rows, columns)
-    if conv.padding_mode != "zeros":
-        images = F.pad(images, conv._reversed_padding_repeated_twice, conv.padding_mode)
-    elif not shared:
-        images = F.pad(images, conv._reversed_padding_repeated_twice)
+    if conv.padding_mode != "zeros" or not shared:
+        images = pad(conv, images)
     # (c, h, w, n): in every channel, what a run of columns holds of all images is contiguous
     pixels = images.flatten(1).T.contiguous().to(product_dtype).unflatten(0, images.shape[1:])
     with full_precision(images.device):

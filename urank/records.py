@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -112,8 +112,9 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Where its record lies among others."""
-        return experiment_name(self.dataset, self.network, self.variant, self.seed)
+        """Where its record lies among others: dataset/network@variant-sSEED, without an empty variant or seed 0."""
+        variant, seed = f"@{self.variant}" if self.variant else "", f"-s{self.seed}" if self.seed else ""
+        return f"{self.dataset}/{self.network}{variant}{seed}"
 
     @classmethod
     def from_dict(cls, content: dict) -> "Experiment":
@@ -127,11 +128,6 @@ class Experiment:
             return cls(**content | recipes)
         except (KeyError, TypeError) as error:
             raise ValueError(f"experiment: {error}") from error
-
-
-def experiment_name(dataset: str, network: str, variant: str = "", seed: int = 0) -> str:
-    """dataset/network@variant-sSEED, without an empty variant or seed 0."""
-    return f"{dataset}/{network}" + (f"@{variant}" if variant else "") + (f"-s{seed}" if seed else "")
 
 
 def recipe_of(fit: str, content: object) -> Recipe:
@@ -187,12 +183,12 @@ class Record:
         needed = {"experiment", "weights", "plan", "consulted", "accuracy", "cost", "latency"}
         if not isinstance(content, dict) or not needed <= content.keys():
             raise ValueError(f"{path}: not a record of an experiment, or one that an early version of urank wrote")
-        record = cls(content)
         try:
-            record.experiment, record.plan  # noqa: B018  both parse their part of the content
+            experiment = Experiment.from_dict(content["experiment"])  # with defaults for what it did not have then
+            RankPlan.from_dict(content["plan"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a record that this version can read ({error})") from error
-        return record
+        return cls(content | dict(experiment=as_json(asdict(experiment))))
 
 
 def fresh_network(experiment: Experiment, fetch: bool = True) -> nn.Module:
@@ -243,8 +239,8 @@ def check_start(experiment: Experiment, start: Experiment) -> None:
         )
 
 
-def plain(content):
+def as_json(content):
     """The same content as JSON gives it back: tuples are lists."""
     if isinstance(content, dict):
-        return {key: plain(value) for key, value in content.items()}
-    return [plain(value) for value in content] if isinstance(content, list | tuple) else content
+        return {key: as_json(value) for key, value in content.items()}
+    return [as_json(value) for value in content] if isinstance(content, list | tuple) else content

@@ -34,19 +34,6 @@ APPROXIMATION = RATIOS | {
     "mlu": "MLU %",
     "largest_rank_difference": "largest change of a rank",
 }
-
-
-def benchmark(path: Path = BENCHMARK) -> pd.DataFrame:
-    """The rows of a benchmark that `benchmarks/speed.py` wrote."""
-    return pd.DataFrame(read_json(path)["rows"])
-
-
-def machines(rows: pd.DataFrame) -> str:
-    """On which devices, and with which torch, the rows were measured; one sentence."""
-    pairs = rows[["device", "torch"]].drop_duplicates()
-    return "Measured on " + "; ".join(f"{row.device}, torch {row.torch}" for row in pairs.itertuples()) + "."
-
-
 WHOLE = {
     "what": "what",
     "device": "device",
@@ -62,6 +49,17 @@ WHOLE = {
     "hours_for_50000": "hours for 50,000 images",
     "paper_gpu_hours": "the paper's GPU hours",
 }
+
+
+def benchmark(path: Path = BENCHMARK) -> pd.DataFrame:
+    """The rows of a benchmark that `benchmarks/speed.py` wrote."""
+    return pd.DataFrame(read_json(path)["rows"])
+
+
+def machines(rows: pd.DataFrame) -> str:
+    """On which devices, and with which torch, the rows were measured; one sentence."""
+    pairs = rows[["device", "torch"]].drop_duplicates()
+    return "Measured on " + "; ".join(f"{row.device}, torch {row.torch}" for row in pairs.itertuples()) + "."
 
 
 def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> Styler:

@@ -163,10 +163,20 @@ def sweep_layer(layer, gram: Tensor, replay: Replay) -> list[dict]:
     return rows
 
 
-STAGES = (_train, _calibrate, _search, _spectra, _sweep, _decompose, _finetune, _baseline, _latency)
+STAGES: dict[str, Callable[[Work], dict]] = dict(
+    train=_train,
+    calibrate=_calibrate,
+    search=_search,
+    spectra=_spectra,
+    sweep=_sweep,
+    decompose=_decompose,
+    finetune=_finetune,
+    baseline=_baseline,
+    latency=_latency,
+)
 
 
-def stages_of(experiment: Experiment) -> list[Callable[[Work], dict]]:
+def stages_of(experiment: Experiment) -> list[str]:
     """The stages of an experiment; a baseline that would be fitted for no epoch is the original itself."""
-    without_baseline = not experiment.baseline or experiment.finetune.epochs == 0
-    return [stage for stage in STAGES if not (stage is _baseline and without_baseline)]
+    with_baseline = experiment.baseline and experiment.finetune.epochs > 0
+    return [name for name in STAGES if with_baseline or name != "baseline"]

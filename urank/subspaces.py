@@ -104,22 +104,19 @@ class _GramSum:
 
     def add(self, layer: MatrixLayer, inputs: Tensor) -> None:
         device, dtype = statistics_precision(inputs.device)
-        products = self._products(layer, inputs.to(device), self.product_dtype or dtype)
+        inputs, dtype = inputs.to(device), self.product_dtype or dtype
+        convolves = isinstance(layer, nn.Conv2d)
+        products = patch_products(layer, inputs, dtype) if convolves else row_gram(input_rows(layer, inputs), dtype)
         if not torch.isfinite(products.sum()):
             raise FloatingPointError(
                 f"layer {self.name!r}: its input holds NaN or infinity, or numbers too large to be multiplied; "
                 "check the images and weights"
             )
-        size = tuple(inputs.shape[2:]) if isinstance(layer, nn.Conv2d) else ()
+        size = tuple(inputs.shape[2:]) if convolves else ()
         if size != self.size or repr(layer) != repr(self.layer):  # a convolution's repr is its geometry
             self.write()
             self.layer, self.size = layer, size
         self.products = products if self.products is None else self.products.add_(products)
-
-    def _products(self, layer: MatrixLayer, inputs: Tensor, dtype: torch.dtype) -> Tensor:
-        if isinstance(layer, nn.Conv2d):
-            return patch_products(layer, inputs, dtype)
-        return row_gram(input_rows(layer, inputs), dtype)
 
     def write(self) -> Tensor:
         """X^T X (d, d) of all that was added."""

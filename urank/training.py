@@ -24,7 +24,6 @@ from urank.datasets import Dataset, FileSplit, Split
 from urank.deadline import check_time
 from urank.distributed import is_first, processes, synchronize, total
 from urank.files import read_checkpoint, write_checkpoint
-from urank.layers import evaluating, matrix_layers, watch_inputs
 from urank.precision import autocast
 from urank.validation import Validation
 
@@ -176,14 +175,6 @@ def fitting_only(model: nn.Module, part: str) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-
-
-def last_layer(model: nn.Module, images: Tensor) -> str:
-    """The path of the matrix layer by whose weight the forward pass multiplies last: the classifier."""
-    order: list[str] = []
-    with evaluating(model):
-        watch_inputs(model, images, matrix_layers(model), lambda name, *_: order.append(name))
-    return order[-1]
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -5,10 +5,11 @@ belong to a use: here each use gets a weight of its own.
 """
 
 import copy
+from collections import Counter
 
 from torch import Tensor, nn
 
-from urank.layers import count_calls, matrix_layers
+from urank.layers import evaluating, matrix_layers
 
 
 def separate_uses(model: nn.Module, images: Tensor) -> nn.Module:
@@ -75,3 +76,18 @@ def restart(network: nn.Module, _) -> None:
     for module in network.modules():
         if isinstance(module, Uses):
             module.turn = 0
+
+
+def count_calls(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> Counter:
+    """How often one forward pass calls each of `layers`; those it never calls are missing."""
+    calls = Counter()
+    handles = [
+        layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name])) for name, layer in layers.items()
+    ]
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls

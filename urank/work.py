@@ -22,11 +22,12 @@ from urank.deadline import check_time
 from urank.decompose import count_cost, load_compact, merge_useless
 from urank.distributed import is_first, totals, wait
 from urank.files import read_json, read_weights, write_json
+from urank.layers import used_layers
 from urank.plan import RankPlan
 from urank.provenance import code_digest, describe, versions
-from urank.records import Experiment, fresh_network, load_images, plain
+from urank.records import Experiment, as_json, fresh_network, load_images
 from urank.subspaces import statistics_precision
-from urank.training import Recipe, fit, last_layer
+from urank.training import Recipe, fit
 
 # The weights and matrices that a stage leaves beside its JSON file.
 PRODUCES = {
@@ -65,12 +66,11 @@ class Work:
         self.weights, self.deadline = weights, deadline
         self._images: tuple[Dataset, Split] | None = None
 
-    def stage(self, compute: Callable[["Work"], dict]) -> dict:
+    def stage(self, name: str, compute: Callable[["Work"], dict]) -> dict:
         """The stage's result: read where it is there, else computed and written with the seconds it took.
 
         The checkpoint goes last, so that no epoch and no searched layer is lost in between.
         """
-        name = stage_name(compute)
         path = self.folder / f"{name}.json"
         missing = not all(file.exists() for file in [path, *(self.folder / left for left in PRODUCES.get(name, []))])
         if totals(int(missing and is_first()))[0]:  # as the first process sees it
@@ -80,7 +80,7 @@ class Work:
             begun, start = self.begin(name), time.perf_counter()
             result = compute(self)
             seconds = round(begun["seconds"] + time.perf_counter() - start, 1)
-            write_json(path, plain(result) | dict(made=made_by(begun["makers"]), seconds=seconds))
+            write_json(path, as_json(result) | dict(made=made_by(begun["makers"]), seconds=seconds))
         if is_first():
             self.delete(name, "ckpt", "begun")
         wait()
@@ -236,8 +236,8 @@ def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split]:
 
 
 def head_of(network: nn.Module, image_shape: tuple[int, ...]) -> str:
-    """The path of the layer that gives the logits for images (c, h, w)."""
-    return last_layer(network, next(network.parameters()).new_zeros(1, *image_shape))
+    """The path of the layer that gives the logits for images (c, h, w): the last by whose weight is multiplied."""
+    return used_layers(network, next(network.parameters()).new_zeros(1, *image_shape))[-1]
 
 
 def adopt(network: nn.Module, weights: dict[str, Tensor], image_shape: tuple[int, ...]) -> None:
@@ -265,8 +265,3 @@ def calibrated_grams(folder: Path, device: torch.device | str = "cpu") -> dict[s
     """X^T X of every layer that the calibration stage left in `folder`, in the order of the forward pass."""
     grams = read_weights(folder / "grams.safetensors", device)
     return {name: grams[name] for name in read_json(folder / "calibrate.json")["layers"]}
-
-
-def stage_name(stage: Callable[[Work], dict]) -> str:
-    """What its file, and its key in a record, is called."""
-    return stage.__name__.lstrip("_")

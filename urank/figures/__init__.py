@@ -27,9 +27,8 @@ from urank.figures.spectra import (
     sweep_caption,
     utilization_bars,
 )
-from urank.figures.style import COLORS, STYLE, styled
+from urank.figures.style import styled
 from urank.figures.tables import (
-    comparison,
     measured_row,
     paper_table1,
     paper_table3,
@@ -48,11 +47,8 @@ from urank.figures.tables import (
 from urank.figures.tradeoff import beside, measured_points, tradeoff, tradeoff_caption
 
 __all__ = [
-    "COLORS",
-    "STYLE",
     "beside",
     "compared",
-    "comparison",
     "comparisons",
     "complexities",
     "cumulative",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from urank import datasets, paper
 from urank.figures.contrasts import label, training, variant, without_variants
-from urank.figures.tables import baseline, off, printed_row
+from urank.figures.tables import off, printed_row
 from urank.records import Record
 
 
@@ -34,10 +34,13 @@ def near_chance(records: Sequence[Record]) -> str:
     weak = [record for record in records if record["accuracy"]["original"] < 3 * chance[id(record)]]
     if not weak:
         return ""
-    shares = ", ".join(f"{label(record, records)} {record['accuracy']['original']:.0f} %" for record in weak)
+    shares = ", ".join(
+        f"{label(record, records)} {record['accuracy']['original']:.0f} %, chance {chance[id(record)]:g} %"
+        for record in weak
+    )
     return (
-        f" Trained this briefly some are hardly better than chance ({shares}; chance is {chance[id(weak[0])]:g} %): "
-        f"their rows show that the page works on such a network, not what a trained one uses."
+        f" Trained this briefly some are hardly better than chance ({shares}): their rows show that the page works on "
+        "such a network, not what a trained one uses."
     )
 
 
@@ -65,8 +68,8 @@ def after_finetuning(record: Record) -> str:
 
 def against_baseline(record: Record) -> str:
     """What the same fine-tuning does to the network that was not split, where that was run."""
-    full = baseline(record)
-    if full != full:  # nan
+    full = record["accuracy"]["baseline"]
+    if full is None:
         return ""
     gap = record["accuracy"]["finetuned"] - full
     return (

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from urank.records import Record
 
 # Of a search, and what a record has that does not say it.
-SETTINGS = dict(mode="joint", order="forward", holdout=0, validation=None)
+SETTINGS = ("mode", "order", "holdout", "validation")
 
 
 def plain(records: Iterable[Record]) -> list[Record]:
@@ -30,7 +30,7 @@ def one_seed(records: Iterable[Record]) -> list[Record]:
 
 def variant(record: Record) -> str:
     """What tells the experiment from others of its network and data set; "" for the plain one."""
-    return record["experiment"].get("variant") or ""
+    return record["experiment"]["variant"]
 
 
 def family(record: Record) -> str:
@@ -121,31 +121,31 @@ def beside_plain(records: Iterable[Record], belongs: Callable[[Record, Record], 
     return [one for one, original in pairs if original and (one is original or variant(one) and belongs(one, original))]
 
 
-def from_other_weights(one: Record, plain: Record) -> bool:
-    same_search = settings(one) == settings(plain) and tolerance(one) == tolerance(plain)
-    return origin(one) != origin(plain) and width(one) == width(plain) and same_search
+def from_other_weights(one: Record, original: Record) -> bool:
+    same_search = settings(one) == settings(original) and tolerance(one) == tolerance(original)
+    return origin(one) != origin(original) and width(one) == width(original) and same_search
 
 
-def at_another_tolerance(one: Record, plain: Record) -> bool:
-    same_network = one["weights"] == plain["weights"]
-    return same_network and settings(one) == settings(plain) and tolerance(one) != tolerance(plain)
+def at_another_tolerance(one: Record, original: Record) -> bool:
+    same_network = one["weights"] == original["weights"]
+    return same_network and settings(one) == settings(original) and tolerance(one) != tolerance(original)
 
 
-def finetuned_otherwise(one: Record, plain: Record) -> bool:
-    same_network = one["weights"] == plain["weights"] and ranks(one) == ranks(plain)
-    return same_network and one.finetuned and one["experiment"]["finetune"] != plain["experiment"]["finetune"]
+def finetuned_otherwise(one: Record, original: Record) -> bool:
+    same_network = one["weights"] == original["weights"] and ranks(one) == ranks(original)
+    return same_network and one.finetuned and one["experiment"]["finetune"] != original["experiment"]["finetune"]
 
 
 def origin(record: Record) -> tuple[str | None, str | None]:
     """What its weights were before they were trained: those of another experiment, published ones, seeded ones."""
     experiment = record["experiment"]
     taken_as_it_is = experiment["train"]["epochs"] == 0  # the experiment it starts from has its place
-    return None if taken_as_it_is else experiment.get("start"), experiment.get("pretrained")
+    return None if taken_as_it_is else experiment["start"], experiment["pretrained"]
 
 
 def settings(record: Record) -> dict:
     """All that decides how its ranks were searched, but the tolerance."""
-    chosen = {name: record["experiment"].get(name, default) for name, default in SETTINGS.items()}
+    chosen = {name: record["experiment"][name] for name in SETTINGS}
     return chosen | dict(calibration=record["calibration_images"])
 
 

@@ -77,7 +77,7 @@ def protocol_caption(records: Sequence[Record]) -> str:
 
 def left_out(records: Sequence[Record]) -> str:
     """Words for the images that this network was not trained on so that it could be searched on them."""
-    most = max(record["experiment"].get("holdout", 0) for record in records)
+    most = max(record["experiment"]["holdout"] for record in records)
     if not most:
         return ""
     accuracy = records[0]["accuracy"]["original"]

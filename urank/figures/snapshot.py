@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from urank.figures.contrasts import common, label
-from urank.figures.style import COLORS, STYLE, closed
+from urank.figures.style import COLORS, STYLE, closed, millions
 from urank.records import Record
 
 
@@ -45,13 +45,6 @@ def bracket(record: Record, stage: str) -> str:
     cost, accuracy = record["cost"], record["accuracy"]
     ends = zip((cost["original"], cost["compact"]), (accuracy["original"], accuracy[stage]))
     return " → ".join(f"({millions(end['params'])}, {top1:.1f} %)" for end, top1 in ends)
-
-
-def millions(count: float) -> str:
-    """A count in millions (M), from a thousand of them on in thousands of millions (G), without an exponent."""
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} G"
-    return f"{count / 1e6:.{3 if count < 1e5 else 2 if count < 1e7 else 1}f} M"
 
 
 def snapshot_caption(records: Sequence[Record]) -> str:

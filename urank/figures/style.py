@@ -46,3 +46,10 @@ def styled(frame: pd.DataFrame, identifier: str, formats: dict | None = None, te
     known = {name: pattern for name, pattern in (formats or {}).items() if name in frame.columns}
     styles = TABLE + (TEXT if text else [])
     return frame.style.format(known, na_rep="–").set_table_styles(styles).set_uuid(identifier)
+
+
+def millions(count: float) -> str:
+    """A count in millions (M), from a thousand of them on in thousands of millions (G), without an exponent."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} G"
+    return f"{count / 1e6:.{3 if count < 1e5 else 2 if count < 1e7 else 1}f} M"

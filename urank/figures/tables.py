@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -10,7 +9,7 @@ from pandas.io.formats.style import Styler
 from urank import paper
 from urank.figures.contrasts import training, variant, without_variants
 from urank.figures.style import styled
-from urank.records import Experiment, Record, experiment_name
+from urank.records import Record
 from urank.training import what_is_fitted
 
 COLUMNS = {
@@ -110,8 +109,7 @@ def grouped(records: Iterable[Record], same: Sequence[str]) -> dict[tuple, list[
 
 def but_for_seed(record: Record) -> dict:
     """What a record's experiment measures, without its seed and that of the one it starts from."""
-    defaults = {entry.name: entry.default for entry in fields(Experiment)}  # of what older records do not say
-    experiment = defaults | record["experiment"]
+    experiment = record["experiment"]
     recipes = {fit: what_is_fitted(experiment[fit]) for fit in ("train", "finetune")}
     start = re.sub(r"-s\d+$", "", experiment["start"] or "")
     return experiment | recipes | dict(seed=0, start=start, sweep=(), baseline=True)
@@ -153,14 +151,14 @@ def off(change: float) -> str:
     return f"{abs(change):.2f} points {'below' if change < 0 else 'above'}"
 
 
-def speed_ratio(record: Record, batch: int = 256) -> float:
-    """Images a second of the compact network over those of the original, in the first precision that was timed.
+def speed_ratio(record: Record) -> float:
+    """Images a second of the compact network over those of the original, at 256 a batch, in the first precision timed.
 
     nan where none was.
     """
     rates: dict[str, float] = {}
     for row in record["latency"]:
-        if row["batch"] == batch:
+        if row["batch"] == 256:
             rates.setdefault(row["network"], row["images_per_second"])
     return rates["compact"] / rates["original"] if rates else float("nan")
 
@@ -222,7 +220,7 @@ def provenance(record: Record) -> Styler:
     recipe = {name: experiment[name]["epochs"] for name in ("train", "finetune")}
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     seconds = ", ".join(f"{stage} {time:.0f}" for stage, time in record["seconds"].items())
-    start = experiment.get("start") or experiment.get("pretrained")
+    start = experiment["start"] or experiment["pretrained"]
     start = {"started from": start} if start else {}
     rows = {
         "network": f"{experiment['network']}, width {experiment['width']:g}",
@@ -253,8 +251,7 @@ def provenances(records: Sequence[Record]) -> Styler:
     rows = {}
     for record in records:
         experiment = record["experiment"]
-        name = experiment_name(experiment["dataset"], experiment["network"], variant(record), experiment["seed"])
-        rows[name] = {
+        rows[record.experiment.name] = {
             "width": f"{experiment['width']:g}",
             "epochs": f"{experiment['train']['epochs']} + {experiment['finetune']['epochs']}",
             "tolerance": f"{experiment['tolerance']:g}",

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from urank.figures.contrasts import label
-from urank.figures.snapshot import millions
-from urank.figures.style import COLORS, STYLE, closed
+from urank.figures.style import COLORS, STYLE, closed, millions
 from urank.records import Record
 
 LARGEST = 900  # area of the largest bubble, in square points
