@@ -10,7 +10,7 @@ from torch import nn
 import urank  # noqa: F401  before torchvision and timm: it declares torchvision's operators where they do not load
 from urank.layers import evaluating, matrix_layers
 from urank.models import create
-from urank.replay import Replay, _Cut, call_spans, is_data
+from urank.replay import Replay, _Cut, is_data, timeline
 from urank.subspaces import accumulate_grams
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -136,7 +136,7 @@ def same(left, right):
 
 def forward_order(model, shape):
     with evaluating(model):
-        spans = call_spans(model, torch.zeros(1, *shape))
+        spans = timeline(model, torch.zeros(1, *shape)).calls
     layers = matrix_layers(model).values()
     return sorted((layer for layer in layers if layer in spans), key=lambda layer: spans[layer])
 
@@ -336,6 +336,105 @@ def test_a_module_called_by_its_forward_as_well_is_run_whole():
             replay.advance(model.last)
         assert not replay.exact
         assert same(replayed(replay), logits_of(model, batches))
+
+
+class TwoDilations(nn.Module):
+    """Reads a convolution's weight itself before it calls the convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images):
+        wide = self.first(F.conv2d(images, self.conv.weight, self.conv.bias, padding=2, dilation=2))
+        return self.head((wide.relu() + self.last(self.conv(images)).relu()).mean((2, 3)))
+
+
+def test_what_is_computed_from_a_weight_before_its_layer_is_called_is_computed_again():
+    model, batches = TwoDilations().eval(), random_batches((3, 6, 6))
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model.conv)
+        perturb(model.conv)
+        assert replay.exact and same(replayed(replay), logits_of(model, batches))
+
+
+class Box:
+    def __init__(self, x):
+        self.x = x
+
+
+class Boxed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 6)
+
+    def forward(self, x):
+        return Box(self.fc(x.flatten(1)))
+
+
+class Unboxing(nn.Module):
+    """Its stem returns an object of its own, which is then changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = Boxed(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        box = self.stem(x)
+        box.x += 1
+        return self.head(box.x)
+
+
+class Adding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, x, seen):
+        seen.append(self.fc(x))
+
+
+class Collecting(nn.Module):
+    """Its blocks return nothing: they append to a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList([Adding(), Adding()]), nn.Linear(8, 3)
+
+    def forward(self, x):
+        seen = []
+        for block in self.blocks:
+            block(x.flatten(1), seen)
+        return self.head(torch.cat(seen, 1))
+
+
+class Noting(nn.Module):
+    def forward(self, x):
+        self.n = len(x)
+        return x
+
+
+class Sized(nn.Module):
+    """Asks its stem how many images there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc, self.head = Noting(), nn.Linear(12, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.fc(self.stem(x).flatten(1)).view(self.stem.n, -1))
+
+
+@pytest.mark.parametrize(("network", "why"), [(Unboxing, "Box"), (Collecting, "ValueError"), (Sized, "RuntimeError")])
+def test_what_hands_on_more_than_it_returns_is_run_whole_with_the_reason(network, why):
+    model, batches = network().eval(), random_batches((3, 2, 2))
+    with evaluating(model):
+        expected, replay = logits_of(model, batches), Replay(model, batches)
+        with pytest.warns(UserWarning, match=f"{network.__name__} is not reproduced by a replay .*{why}"):
+            replay.advance(model.head)
+        assert same(replayed(replay), expected) and same(replayed(replay), expected)
 
 
 def test_runs_whole_what_found_no_room():

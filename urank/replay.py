@@ -8,8 +8,10 @@ only those that some later computation reads are kept; the others become tensors
 """
 
 import warnings
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
+from types import NoneType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ MEMORY = 2 << 30  # bytes of activations that a replay may keep on the processor
 
 # What submodules returned in one forward pass, call by call; modules inside a module that returned are left out.
 Results = dict[nn.Module, list]
+# What a module may return beside tensors, in tuples, lists and dictionaries.
+UNCHANGING = NoneType | bool | int | float | str | torch.dtype | torch.device | torch.Size
 
 
 class Replay:
@@ -43,7 +47,7 @@ class Replay:
         self.model, self.batches = model, batches
         self.memory = room_on(model) if memory is None else memory
         self.exact = True
-        self._spans: dict[nn.Module, list[tuple[int, int]]] | None = None
+        self._pass: Timeline | None = None
         self._kept: list[Results] = []
         self._finished: set[nn.Module] = set()
 
@@ -57,17 +61,16 @@ class Replay:
     def advance(self, layer: nn.Module) -> None:
         """Keep what `layer` and everything after it read, as it is with the weights of this moment."""
         images, _ = next(iter(self.batches))
-        if self._spans is None:
-            self._spans = call_spans(self.model, images)
-        layer = caller(self.model, layer, self._spans)
-        cut = _Cut(self.model, layer, finished_before(self._spans, layer))
+        if self._pass is None:
+            self._pass = timeline(self.model, images)
+        weights, layer = list(layer.parameters()), caller(self.model, layer, self._pass.calls)
+        cut = _Cut(self.model, layer, finished_before(self._pass, layer, weights))
         if not self._finished <= cut.finished:  # a step back: what was kept skips over the layer
             self._kept = []
         self._finished = cut.finished
-        if self.exact and not cut.reproduces(images):
-            warnings.warn(
-                f"{type(self.model).__name__} is not reproduced by a replay: every probe runs it whole", stacklevel=3
-            )
+        if self.exact and (obstacle := cut.obstacle(images)) is not None:
+            name = type(self.model).__name__
+            warnings.warn(f"{name} is not reproduced by a replay ({obstacle}): every probe runs it whole", stacklevel=3)
             self.exact = False
         self._kept = self._fill(cut) if self.exact else []
 
@@ -128,26 +131,29 @@ class _Cut:
     def _slim(self, module: nn.Module, call: int, output):
         leaves, structure = tree_flatten(output)
         for position, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor | UNCHANGING):
+                raise _Unrecorded(f"{type(module).__name__} returns a {type(leaf).__name__}, which may change later")
             if isinstance(leaf, Tensor):
                 needed = self.read is None or (module, call, position) in self.read
                 # A copy, because the network may go on to change its own tensor in place.
                 leaves[position] = leaf.clone() if needed else torch.empty_like(leaf, device="meta")
         return structure.unflatten(leaves)
 
-    def reproduces(self, images: Tensor) -> bool:
-        """Find out which results are read, and whether a replay that keeps only those gives the same logits."""
+    def obstacle(self, images: Tensor) -> str | None:
+        """Find out which results are read, and why a replay that keeps only those gives other logits; None if not."""
         expected = self.model(images)
-        results = self.record(images)
         try:
+            results = self.record(images)
             with _Reads(results) as reads, returning(results, copies=False):
                 self.model(images)
             self.read = reads.seen
             results = self.record(images)
-            self.model(torch.zeros_like(images))  # whatever modules hand each other out of sight is now another batch's
+            # Whatever modules hand each other out of sight is now that of other images, and of more of them.
+            self.model(torch.zeros_like(torch.cat([images, images])))
             with returning(results):
-                return torch.equal(self.model(images), expected)
-        except _Unrecorded:
-            return False
+                return None if torch.equal(self.model(images), expected) else "other logits"
+        except Exception as error:  # a forward without its submodules' may raise anything; whole it has just run
+            return f"{type(error).__name__}: {error}"
 
 
 class _Reached(Exception):
@@ -159,7 +165,7 @@ def _stop(*_) -> None:
 
 
 class _Unrecorded(Exception):
-    """A module's `forward` is called more often than its hooks have seen: by another way than calling the module."""
+    """What a module returned cannot be kept."""
 
 
 class _Reads(TorchFunctionMode):
@@ -227,15 +233,40 @@ def _next_of(outputs: list, copies: bool):
         try:
             output = next(remaining)
         except StopIteration:
-            raise _Unrecorded from None
+            raise _Unrecorded("a forward is called otherwise than by calling its module") from None
         return tree_map(lambda leaf: leaf.clone() if is_data(leaf) else leaf, output) if copies else output
 
     return forward
 
 
-def call_spans(model: nn.Module, images: Tensor) -> dict[nn.Module, list[tuple[int, int]]]:
-    """When each submodule's calls begin and end in one forward pass, counted in calls and returns."""
-    spans: dict[nn.Module, list[tuple[int, int]]] = {}
+class Timeline(NamedTuple):
+    """One forward pass, counted in calls and returns of modules.
+
+    Attributes:
+        calls: when each submodule's calls begin and end.
+        reads: when each parameter is first given to a torch function.
+    """
+
+    calls: dict[nn.Module, list[tuple[int, int]]]
+    reads: dict[nn.Parameter, int]
+
+
+class _FirstReads(TorchFunctionMode):
+    def __init__(self, now: Callable[[], int]):
+        super().__init__()
+        self.now, self.seen = now, {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") != "__get__":  # a dtype or a shape that is asked for
+            for leaf in tree_flatten((args, kwargs))[0]:
+                if isinstance(leaf, nn.Parameter):
+                    self.seen.setdefault(leaf, self.now())
+        return func(*args, **(kwargs or {}))
+
+
+def timeline(model: nn.Module, images: Tensor) -> Timeline:
+    """Run `model` once and note when what is called and read."""
+    calls: dict[nn.Module, list[tuple[int, int]]] = {}
     starts: dict[nn.Module, list[int]] = {}
     clock = 0
 
@@ -246,17 +277,18 @@ def call_spans(model: nn.Module, images: Tensor) -> dict[nn.Module, list[tuple[i
 
     def leave(module: nn.Module, *_) -> None:
         nonlocal clock
-        spans.setdefault(module, []).append((starts[module].pop(), clock))
+        calls.setdefault(module, []).append((starts[module].pop(), clock))
         clock += 1
 
     handles = [module.register_forward_pre_hook(enter) for module in model.modules()]
     handles += [module.register_forward_hook(leave) for module in model.modules()]
     try:
-        model(images)
+        with _FirstReads(lambda: clock) as reads:
+            model(images)
     finally:
         for handle in handles:
             handle.remove()
-    return spans
+    return Timeline(calls, reads.seen)
 
 
 def caller(model: nn.Module, layer: nn.Module, called: Container[nn.Module]) -> nn.Module:
@@ -268,7 +300,7 @@ def caller(model: nn.Module, layer: nn.Module, called: Container[nn.Module]) -> 
     return layer
 
 
-def finished_before(spans: dict[nn.Module, list[tuple[int, int]]], layer: nn.Module) -> set[nn.Module]:
-    """The modules whose every call has returned when `layer` is first called."""
-    begin = min(start for start, _ in spans[layer])
-    return {module for module, calls in spans.items() if all(end < begin for _, end in calls)}
+def finished_before(seen: Timeline, layer: nn.Module, weights: Iterable[nn.Parameter]) -> set[nn.Module]:
+    """The modules whose every call has returned when `layer` is first called, or one of its `weights` read before."""
+    begin = min([start for start, _ in seen.calls[layer]] + [seen.reads[one] for one in weights if one in seen.reads])
+    return {module for module, calls in seen.calls.items() if all(end < begin for _, end in calls)}
