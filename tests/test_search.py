@@ -13,8 +13,9 @@ from urank import datasets
 from urank.counting import margins
 from urank.deadline import OutOfTime
 from urank.decompose import project_network
+from urank.files import read_json
 from urank.models import create
-from urank.plan import RankPlan, allowed_loss
+from urank.plan import allowed_loss
 from urank.search import search_ranks
 from urank.subspaces import accumulate_grams
 from urank.validation import Validation, growing_sizes
@@ -145,7 +146,7 @@ def test_goes_on_where_it_was_interrupted(trained, mode, tmp_path):
     for left in range(len(grams) - 1, 0, -1):
         with pytest.raises(OutOfTime, match=f"{left} of {len(grams)} layers left"):
             search_ranks(network, grams, validation, **options, checkpoint=path, deadline=0.0)
-        asked.append(len(RankPlan.load(path).probes))
+        asked.append(len(read_json(path)["plan"]["probes"]))
     assert search_ranks(network, grams, validation, **options, checkpoint=path) == plan
     assert 0 < asked[0] < asked[-1] < len(plan.probes)
 
@@ -155,7 +156,18 @@ def test_goes_on_with_no_other_search(trained, tmp_path):
     grams, path = accumulate_grams(network, calibration, progress=False), tmp_path / "search.ckpt"
     with pytest.raises(OutOfTime):
         search_ranks(network, grams, validation, 1.0, progress=False, checkpoint=path, deadline=0.0)
-    for other in (dict(tolerance=2.0), dict(mode="isolated"), dict(grams=dict(reversed(grams.items())))):
+    other_network = copy.deepcopy(network)
+    other_network[0].bias.data += 1e-3
+    for other in (
+        dict(tolerance=2.0),
+        dict(mode="isolated"),
+        dict(evaluation="sequential"),
+        dict(warm_start=True),
+        dict(model=other_network),
+        dict(grams=dict(reversed(grams.items()))),
+        dict(grams={name: 2 * gram for name, gram in grams.items()}),
+        dict(validation=[(images, labels.flip(0)) for images, labels in validation]),
+    ):
         call = dict(model=network, grams=grams, validation=validation, tolerance=1.0, checkpoint=path) | other
         with pytest.raises(ValueError, match="search.ckpt: of another search; delete it to start again"):
             search_ranks(**call)
@@ -301,6 +313,70 @@ class TestErrors:
         grams["3"][0, 0] = math.nan
         with pytest.raises(FloatingPointError, match="'3'"):
             search_ranks(network, grams, batches, progress=False)
+
+
+class Centred(nn.Module):
+    """Changes the images that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(192, 4)
+
+    def forward(self, images):
+        images -= images.mean()
+        return self.fc(images.flatten(1))
+
+
+class TestAnswers:
+    """What is compared image by image with a label, again and again."""
+
+    def test_of_a_network_that_changes_the_images(self):
+        images, labels = structured_images(10)
+        with pytest.raises(ValueError, match="changes the images it is given in place"):
+            Validation([(images, labels)]).count_correct(Centred().double())
+        with pytest.raises(ValueError, match="changes the images it is given in place"):
+            Validation.agreement(Centred().double(), [images])
+
+    @pytest.mark.parametrize("shape", [(10, 1), (1, 10), (9,)])
+    def test_labels_of_another_shape(self, shape):
+        images, _ = structured_images(10)
+        labels = torch.zeros(shape, dtype=torch.long)
+        with pytest.raises(ValueError, match=r"labels \(n,\), the network's are \(10, 4\) and the labels"):
+            small_mlp().double()(images), Validation([(images, labels)]).count_correct(small_mlp().double())
+
+    def test_logits_of_another_shape(self):
+        images, labels = structured_images(10)
+        network = nn.Sequential(small_mlp(), nn.Unflatten(1, (4, 1, 1))).double()
+        with pytest.raises(ValueError, match=r"the network's are \(10, 4, 1, 1\)"):
+            Validation([(images, labels)]).count_correct(network)
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float32])
+    def test_labels_of_another_type(self, trained, dtype):
+        network, calibration, batches = trained("mlp")
+        typed = [(images, labels.to(dtype)) for images, labels in batches]
+        if dtype == torch.float32:
+            with pytest.raises(ValueError, match="numbers of classes, not torch.float32"):
+                Validation(typed)
+        else:
+            expected = search(network, calibration, batches, tolerance=2)
+            assert search(network, calibration, typed, tolerance=2) == expected
+
+    def test_that_depend_on_who_shares_a_batch_are_searched_with_a_warning(self):
+        """Batch statistics in evaluation, too: the reference is counted in the batches of the probes."""
+        network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4, track_running_stats=False))
+        network = briefly_trained(network.double())
+        images, labels = structured_images(150)
+        grams = accumulate_grams(network, [images], progress=False)
+        with pytest.warns(UserWarning, match="depends on which images share a batch"):
+            plan = search_ranks(network, grams, [(images, labels)], 0.0, progress=False)
+        assert plan.correct == Validation([(images, labels)]).hardest_first(network).count_correct(network)
+        assert plan.layers[0].k_s < plan.layers[0].d
+
+
+def test_takes_grams_in_another_precision(trained):
+    network, calibration, validation = trained("mlp")
+    grams = {name: gram.float() for name, gram in accumulate_grams(network, calibration, progress=False).items()}
+    assert search_ranks(network, grams, validation, 2.0, progress=False).layers
 
 
 class TestValidation:

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from urank.precision import processor
 
@@ -36,6 +37,14 @@ def code_digest() -> str:
 def digest(*paths: Path) -> str:
     """Twelve hexadecimal digits that change with the content of the files."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+
+def tensors_digest(text: str, *tensors: Tensor) -> str:
+    """Twelve hexadecimal digits that change with `text` and with the content of the tensors."""
+    hasher = hashlib.sha256(text.encode())
+    for tensor in tensors:
+        hasher.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return hasher.hexdigest()[:12]
 
 
 def versions() -> dict[str, str]:

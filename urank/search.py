@@ -6,18 +6,20 @@ and passes when enough validation images are still classified correctly.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from urank.counting import Sequential, choose_counter
+from urank.counting import Exact, Screened, Sequential, choose_counter
 from urank.deadline import check_time
+from urank.files import read_json, write_json
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import LayerRank, Probe, RankPlan, allowed_loss
+from urank.provenance import tensors_digest
 from urank.replay import Replay
 from urank.subspaces import Spectrum, dimension_for_energy, layer_spectra
 from urank.utilization import project_layer, project_weight, utilized_rank
@@ -56,7 +58,7 @@ def search_ranks(
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
         memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.
-        checkpoint: file that is rewritten after every layer, as the plan of those found, and from which an interrupted
+        checkpoint: file that is rewritten after every layer with the plan of those found, from which an interrupted
             search goes on. A warm start begins anew there.
         deadline: value of `time.monotonic()` after which no layer begins but the first of this call.
 
@@ -73,15 +75,16 @@ def search_ranks(
     if not isinstance(validation, Validation):
         validation = Validation(validation)
     search = _Search(network, validation, tolerance, mode, evaluation, warm_start, memory)
+    identity = "" if checkpoint is None else search.identity(grams)
     if checkpoint is not None and checkpoint.exists():
-        search.resume(checkpoint, grams)
+        search.resume(checkpoint, identity, grams)
     left = list(grams)[len(search.found) :]
     bar = tqdm(left, "rank search", len(grams), initial=len(search.found), unit="layer", disable=not progress)
     with evaluating(network), bar:
         for number, name in enumerate(bar, 1):
             search.found.append(search.layer(name, grams[name], bar))
             if checkpoint is not None:
-                search.plan().save(checkpoint)
+                write_json(checkpoint, dict(search=identity, plan=search.plan().to_dict()))
             if number < len(left):
                 check_time(deadline, f"the rank search has {len(left) - number} of {len(grams)} layers left")
     return search.plan()
@@ -121,10 +124,17 @@ class _Search:
         warm_start: bool,
         memory: int | None,
     ):
-        self.layers, self.mode, self.warm_start = matrix_layers(network), mode, warm_start
-        self.base = self.correct = validation.count_correct(network)
-        counter = choose_counter(evaluation, network)
+        self.network, self.layers = network, matrix_layers(network)
+        self.mode, self.warm_start = mode, warm_start
+        counted, counter = validation.count_correct(network), choose_counter(evaluation, network)
         ordered = validation.shuffled() if counter is Sequential else validation.hardest_first(network)
+        self.base = self.correct = ordered.count_correct(network)  # on the batches of the probes
+        if abs(self.base - counted) > max(1, validation.total // 1000):
+            warnings.warn(
+                f"{counted} of {validation.total} images are classified correctly in the batches given, {self.base} in "
+                "others: what this network answers depends on which images share a batch, and so will its ranks",
+                stacklevel=3,
+            )
         self.replay = Replay(network, ordered.shared(), memory)
         self.counter = counter(network, self.replay, validation.total)
         self.validation, self.tolerance = validation, float(tolerance)
@@ -138,12 +148,20 @@ class _Search:
         layers, probes, validation = tuple(self.found), tuple(self.probes), self.validation
         return RankPlan(layers, self.tolerance, self.mode, validation.total, self.base, probes, validation.counts)
 
-    def resume(self, checkpoint: Path, grams: Mapping[str, Tensor]) -> None:
+    def identity(self, grams: Mapping[str, Tensor]) -> str:
+        """Hexadecimal digits that change with all that decides what is found, but for the images themselves."""
+        counter = "exact" if type(self.counter) in (Exact, Screened) else type(self.counter).__name__
+        protocol = (self.tolerance, self.mode, counter, self.warm_start, self.validation.counts, list(grams))
+        labels = (labels for _, labels in self.validation)
+        return tensors_digest(repr(protocol), *self.network.state_dict().values(), *grams.values(), *labels)
+
+    def resume(self, checkpoint: Path, identity: str, grams: Mapping[str, Tensor]) -> None:
         """Take over what an interrupted search found; in joint mode its projections are put in place."""
-        earlier = RankPlan.load(checkpoint)
-        begun = [entry.layer for entry in earlier.layers]
-        if replace(earlier, layers=(), probes=()) != self.plan() or begun != list(grams)[: len(begun)]:
+        begun = read_json(checkpoint)
+        if not isinstance(begun, dict) or begun.get("search") != identity:
             raise ValueError(f"{checkpoint}: of another search; delete it to start again")
+        earlier = RankPlan.from_dict(begun["plan"])
+        self.base = self.correct = earlier.correct
         self.found, self.probes = list(earlier.layers), list(earlier.probes)
         for entry in self.found if self.mode == "joint" else ():
             project_layer(self.layers[entry.layer], grams[entry.layer], entry.k_s, entry.k_t)

@@ -45,12 +45,12 @@ class Validation:
             batches: batches of images, or of (images, anything), on the model's device.
 
         Raises:
-            ValueError: there is no image.
+            ValueError: there is no image, or the model changes the images that it is given.
             FloatingPointError: the logits hold NaN or infinity.
         """
         with evaluating(model):
             images = [images for images in map(images_of, batches) if len(images)]
-            return cls([(batch, finite(model(batch)).argmax(1)) for batch in images], counts="agreement")
+            return cls([(batch, finite(answers(model, batch)).argmax(1)) for batch in images], counts="agreement")
 
     def __iter__(self):
         return iter(self.batches)
@@ -59,11 +59,12 @@ class Validation:
         """How many images `model` classifies correctly, in evaluation mode.
 
         Raises:
-            ValueError: a label that the model has no output for.
+            ValueError: a label that the model has no output for, logits or labels of another shape than (n, classes)
+                and (n,), or a model that changes the images that it is given.
             FloatingPointError: the logits hold NaN or infinity.
         """
         with evaluating(model):
-            return totals(sum(_checked_correct(model(images), labels) for images, labels in share(self)))[0]
+            return totals(sum(_checked_correct(answers(model, images), labels) for images, labels in share(self)))[0]
 
     def hardest_first(self, model: nn.Module) -> "Validation":
         """The same images in the order of the margin by which `model` gets them right, the smallest first.
@@ -106,7 +107,7 @@ class Held:
     """
 
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]):
-        self.batches = [(images, labels) for images, labels in batches if len(labels)]
+        self.batches = [(images, as_classes(labels)) for images, labels in batches if len(labels)]
         self.sizes = [len(labels) for _, labels in self.batches]
         self.total = sum(self.sizes)
 
@@ -130,7 +131,28 @@ def growing_sizes(total: int, most: int, least: int) -> list[int]:
     return sizes
 
 
+def as_classes(labels: Tensor) -> Tensor:
+    """`labels` as int64, the type of an index."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels are the numbers of classes, not {labels.dtype}")
+    return labels.long()
+
+
+def answers(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits of `images`, which are held: what a model did to them it would do again at every probe."""
+    before = None if images.is_inference() else images._version
+    logits = model(images)
+    if before is not None and images._version != before:
+        raise ValueError("the network changes the images it is given in place: let its forward work on a copy")
+    return logits
+
+
 def _checked_correct(logits: Tensor, labels: Tensor) -> int:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits are (n, classes) and labels (n,), the network's are {tuple(logits.shape)} and the labels "
+            f"{tuple(labels.shape)}"
+        )
     if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}, but the network has {logits.shape[1]} classes"
