@@ -226,6 +226,12 @@ class TestNetworks:
         assert torch.equal(torch.get_rng_state(), state)
 
 
+def hooked(register):
+    module = attention()
+    getattr(module, register)(lambda *_: None)
+    return module
+
+
 class Doubled(nn.MultiheadAttention):
     def forward(self, *args, **kwargs):
         outputs, weights = super().forward(*args, **kwargs)
@@ -247,6 +253,8 @@ def parametrized():
         (attention(add_zero_attn=True), "add_zero_attn"),
         (Doubled(D, HEADS), "forward of its own"),
         (parametrized(), "parametrization"),
+        (hooked("register_forward_hook"), "has forward hooks"),
+        (hooked("register_forward_pre_hook"), "has forward hooks"),
     ],
 )
 def test_what_cannot_be_made_explicit_stays_and_is_reported(module, reason):

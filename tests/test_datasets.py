@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from urank import datasets
-from urank.datasets import CLASSES, Split, load
+from urank.datasets import CLASSES, Split, check_options, load
 from urank.datasets import digits as drawing
 
 DIGITS = ("digits10", "digits100")
@@ -157,6 +157,8 @@ def test_an_unknown_name_lists_the_choices():
 def test_an_unknown_option_is_refused(name, option):
     with pytest.raises(ValueError, match=option):
         load(name, **{option: 1})
+    with pytest.raises(ValueError, match="digits10: no such option: name"):
+        check_options("digits10", dict(name="digits100"))
 
 
 def test_statistics_are_those_of_the_training_pixels():

@@ -407,6 +407,29 @@ def test_a_layer_with_a_forward_hook_is_not_split():
     assert decompose(network, plan_of(network, [2, 2]))(torch.zeros(1, 4)).shape == (1, 4)
 
 
+class Stepping(nn.Module):
+    """Keeps its layers in a list as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.steps = [self.first, dict(last=self.last)]
+
+    def forward(self, x):
+        return self.steps[1]["last"](self.steps[0](x))
+
+
+def test_a_layer_that_is_used_by_another_name_is_not_split():
+    """The network would go on using what was replaced."""
+    network = Stepping()
+    with pytest.raises(ValueError, match="first is also in steps, which would go on using it"):
+        decompose(network, plan_of(network, [2, 2]))
+    with pytest.raises(ValueError, match="body.first is also in body.steps"):
+        whole = nn.Sequential()
+        whole.body = Stepping()
+        decompose(whole, plan_of(whole, [2, 2]))
+
+
 class TestFiles:
     @pytest.mark.parametrize("useful_only", [False, True])
     def test_come_back_as_the_same_network(self, measured, tmp_path, useful_only):

@@ -9,6 +9,7 @@ from torch import nn
 
 from urank.files import (
     atomic,
+    delete_unfinished,
     read_checkpoint,
     read_json,
     read_weights,
@@ -52,6 +53,20 @@ class TestAtomic:
         with pytest.raises(OSError), atomic(tmp_path / "file") as temporary:
             temporary.write_text("whole")
         assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+    def test_what_was_killed_is_deleted_and_nothing_else(self, tmp_path):
+        others = [tmp_path / name for name in ("kept.json", ".hidden", "split/kept.safetensors")]
+        left = []
+        for path in others:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("x")
+            with atomic(path) as temporary:
+                temporary.write_text("y")
+                left.append(temporary)
+        for path in left:
+            path.write_text("half")
+        delete_unfinished(tmp_path)
+        assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)
 
     def test_writers_of_one_file_do_not_meet(self, tmp_path):
         path = tmp_path / "file"

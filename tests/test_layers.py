@@ -131,6 +131,7 @@ def test_a_weight_tied_to_an_embedding_is_refused():
         (nn.Conv1d(4, 4, 3), "Conv1d"),
         (nn.ConvTranspose2d(4, 4, 3), "ConvTranspose2d"),
         (nn.Embedding(4, 4), "Embedding"),
+        (nn.Linear(4, 4, dtype=torch.complex64), "complex"),
     ],
 )
 def test_what_is_left_out_is_reported_with_its_reason(module, reason):

@@ -50,6 +50,10 @@ FAULTS = {
         "each other: digits10/vgg11 from digits10/vgg11@b from digits10/vgg11",
     ),
     "held out too late": (listed("holdout: 5", "variant: b, start: digits10/vgg11, holdout: 6"), "holds out 6 images"),
+    "held out too late, further back": (
+        listed("variant: a", "dataset: digits100, start: digits10/vgg11@a", "holdout: 6, start: digits100/vgg11"),
+        "digits10/vgg11 holds out 6 images, on some of which digits10/vgg11@a was trained",
+    ),
     "variant like a seed": (listed("variant: b-s1"), "variant"),
     "unknown network": (WHOLE.replace("vgg11", "vgg12"), "vgg12"),
     "unknown data set": (WHOLE.replace("digits10", "mnist"), "mnist"),

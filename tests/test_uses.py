@@ -157,6 +157,16 @@ def test_a_pass_of_more_calls_than_were_counted_is_refused():
         network(images())
 
 
+def test_a_network_may_look_at_the_weight_of_a_layer_that_it_calls_twice():
+    class Looking(Recurrent):
+        def forward(self, images):
+            return super().forward(images.to(self.step.weight.dtype))
+
+    network = separate_uses(Looking().double(), images())
+    assert network(images().float()).dtype == torch.float64
+    assert network.step.weight is network.step[0].weight and network.step.bias is network.step[0].bias
+
+
 def test_a_frozen_weight_stays_frozen():
     model = tied()
     model[2].weight.requires_grad_(False)

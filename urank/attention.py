@@ -41,6 +41,8 @@ def obstacle(attention: nn.MultiheadAttention) -> str | None:
     """Why `attention` cannot be made explicit; None where it can."""
     if getattr(attention.forward, "__func__", None) is not nn.MultiheadAttention.forward:
         return f"{type(attention).__name__} has a forward of its own"
+    if attention._forward_hooks or attention._forward_pre_hooks:
+        return "it has forward hooks"
     if (attention.kdim, attention.vdim) != (attention.embed_dim, attention.embed_dim):
         return f"keys and values of widths {attention.kdim} and {attention.vdim}, queries of {attention.embed_dim}"
     if attention.bias_k is not None or attention.add_zero_attn:

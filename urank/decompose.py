@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from urank.files import read_weights, write_weights
@@ -57,9 +58,19 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> list[tuple[LayerRank, Ma
 
 
 def put(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """`network` with `module` in the place of what is at `path`; `module` itself where that is all of the network."""
+    """`network` with `module` in the place of what is at `path`; `module` itself where that is all of the network.
+
+    Raises:
+        ValueError: an attribute that is no submodule (a list of layers, say) would go on using what was there.
+    """
     if path == "":
         return module
+    old = network.get_submodule(path)
+    for name, holder in network.named_modules():
+        for attribute, value in vars(holder).items():
+            if attribute != "_modules" and any(leaf is old for leaf in tree_leaves(value)):
+                where = f"{name}.{attribute}".removeprefix(".")
+                raise ValueError(f"{path} is also in {where}, which would go on using it: make that an nn.ModuleList")
     network.set_submodule(path, module)
     return network
 

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from urank.distributed import is_first, join, own_device
-from urank.files import read_json, write_json
+from urank.files import delete_unfinished, read_json, write_json
 from urank.provenance import code_digest, digest
 from urank.records import Experiment, Record, as_json, check_start
 from urank.stages import STAGES, stages_of
@@ -53,6 +53,7 @@ def run(
     with alone_in(folder):
         if is_first():
             claim(folder, experiment, same_code, weights)
+            delete_unfinished(folder)
         work = Work(experiment, folder, pick_device(device), progress, weights, deadline)
         stages = {name: work.stage(name, STAGES[name]) for name in stages_of(experiment)}
         record = Record(assemble(experiment, stages) | dict(weights=digest(folder / "original.safetensors")))

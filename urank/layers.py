@@ -128,6 +128,8 @@ def layer_skip_reason(layer: MatrixLayer) -> str | None:
         return f"grouped convolution ({layer.groups} groups): a stack of matrices, not one"
     if not isinstance(layer.weight, nn.Parameter):
         return "its weight is computed (a parametrization): nothing can be put in its place"
+    if layer.weight.is_complex():
+        return "its weight is complex"
     if is_plain(layer):
         return None
     try:  # as it is, and as the first of two factors

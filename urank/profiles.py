@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from urank import work
 from urank.experiments import run
 from urank.provenance import digest
-from urank.records import Experiment, Record, check_start
+from urank.records import Experiment, Record, check_held_out, check_start
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "data" / "records"
@@ -132,6 +132,7 @@ def check_starts(by_name: dict[str, Experiment]) -> None:
             if start in path:
                 raise ValueError(f"experiments start from each other: {' from '.join([*path, start])}")
             check_start(by_name[path[-1]], by_name[start])
+            check_held_out(experiment, by_name[start])
             path.append(start)
 
 

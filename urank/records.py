@@ -232,6 +232,11 @@ def check_start(experiment: Experiment, start: Experiment) -> None:
         raise ValueError(
             f"{experiment.name} cannot start from {start.name}, whose weights are published: name these as `pretrained`"
         )
+    check_held_out(experiment, start)
+
+
+def check_held_out(experiment: Experiment, start: Experiment) -> None:
+    """Refuse an experiment that holds out images on which `start`, from which it starts in the end, was trained."""
     if start.dataset == experiment.dataset and start.holdout < experiment.holdout:
         raise ValueError(
             f"{experiment.name} holds out {experiment.holdout} images, on some of which {start.name} was trained: let "

@@ -10,7 +10,7 @@ from urank.decompose import decompose, load_compact, merge_useless, project_netw
 from urank.distributed import processes
 from urank.files import write_tensors, write_weights
 from urank.latency import images_per_second
-from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
+from urank.layers import evaluating, matrix_layers, set_weight_matrix, used_layers, weight_matrix
 from urank.precision import has_fast_bfloat16
 from urank.provenance import describe
 from urank.records import Experiment
@@ -35,7 +35,10 @@ def _train(work: Work) -> dict:
 
 
 def _calibrate(work: Work) -> dict:
-    grams = accumulate_grams(work.original(), work.calibration, progress=work.progress)
+    network = work.original()
+    images, _ = next(iter(work.calibration))
+    used = list(dict.fromkeys(used_layers(network, images[:1])))  # without what is there for training alone
+    grams = accumulate_grams(network, work.calibration, used, progress=work.progress)
     write_tensors(work.folder / "grams.safetensors", grams)
     return dict(layers=list(grams), images=len(work.calibration.split))
 

@@ -225,7 +225,8 @@ def output_gram(gram: Tensor, W: Tensor) -> Tensor:
 
 
 def layer_spectra(gram: Tensor, W: Tensor) -> tuple[Spectrum, Spectrum]:
-    """The spectra of X^T X and of Y^T Y, from X^T X (d, d) and W (d, m)."""
+    """The spectra of X^T X and of Y^T Y, from X^T X (d, d) and W (d, m), in W's precision and where W is."""
+    gram = gram.to(W)
     return Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
 
 

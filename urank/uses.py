@@ -64,6 +64,15 @@ class Uses(nn.ModuleList):
         self.turn = 0
         self.train(layer.training)
 
+    @property
+    def weight(self) -> nn.Parameter:
+        """That of the copy whose turn it is, for networks that look at it (for its dtype, say)."""
+        return self[self.turn % len(self)].weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        return self[self.turn % len(self)].bias
+
     def forward(self, *args, **kwargs):
         if self.turn == len(self):
             raise ValueError(f"a layer of {len(self)} uses is called once more: separate_uses saw another forward pass")

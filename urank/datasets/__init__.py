@@ -40,6 +40,6 @@ def load(name: str, **options) -> Dataset:
 
 def check_options(name: str, options: dict) -> None:
     """Refuse an option that the data set called `name` does not have."""
-    unknown = options.keys() - inspect.signature(READERS[name]).parameters
+    unknown = options.keys() - (inspect.signature(READERS[name]).parameters.keys() - {"name"})
     if unknown:
         raise ValueError(f"{name}: no such option: {', '.join(sorted(unknown))}")
