@@ -2,9 +2,9 @@
 
 A search asks hundreds of times what a network answers when one layer has changed. Everything that runs before this
 layer gives the same activations each time, so they are computed once and kept. `Replay` assumes nothing about the
-network's shape. It watches one forward pass, finds the submodules that have returned before the layer is called, and
-lets these, when the network is run again, return what they returned before instead of computing it. Of these results
-only those that some later computation reads are kept; the others become tensors without data.
+network's shape. It watches one forward pass, finds the submodules that have returned before the layer is called or its
+weight read, and lets these, when the network is run again, return what they returned before instead of computing it. Of
+these results only those that some later computation reads are kept; the others become tensors without data.
 """
 
 import warnings
