@@ -11,12 +11,10 @@ Attention is Q K^T and the product with V: it has no weights, and no factorizati
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 from pandas.io.formats.style import Styler
 from torch import nn
 
-from urank import models, paper
-from urank.decompose import Cost
+from urank import paper
 from urank.figures.style import styled
 
 HIDDEN = ("qkv", "attention")  # what a profiler misses that looks at called layers, or does not see into attention
@@ -38,10 +36,10 @@ class Transformer:
         return (self.side // self.patch) ** 2 + 1
 
     @classmethod
-    def of(cls, network: nn.Module, side: int | None = None) -> "Transformer":
-        """The sizes of a torchvision `VisionTransformer`; `side` in place of the image size it was built for."""
+    def of(cls, network: nn.Module) -> "Transformer":
+        """The sizes of a torchvision `VisionTransformer`."""
         return cls(
-            side=side or network.image_size,
+            side=network.image_size,
             patch=network.patch_size,
             width=network.hidden_dim,
             depth=len(network.encoder.layers),
@@ -120,16 +118,10 @@ def flops_column() -> pd.DataFrame:
 
 def transformer(name: str, side: int) -> Transformer:
     """The sizes of one of the paper's vision transformers, on images of `side` x `side` pixels."""
-    with torch.device("meta"):
-        network = models.create(name, 1000)
+    network = paper.original_network(name, "imagenet-1k", side)
     if name.startswith("torchvision/"):
-        return Transformer.of(network, side)
+        return Transformer.of(network)
     return Transformer(side, network.patch_embed.patch_size[0], network.embed_dim, len(network.blocks))
-
-
-def paper_network(name: str, side: int = 224) -> tuple[Transformer, Cost]:
-    """The sizes of one of the paper's vision transformers, and its cost as torch counts it."""
-    return transformer(name, side), paper.original_cost(name, "imagenet-1k", side)
 
 
 def seen(sizes: Transformer) -> float:
