@@ -351,8 +351,22 @@ class TwoDilations(nn.Module):
         return self.head((wide.relu() + self.last(self.conv(images)).relu()).mean((2, 3)))
 
 
-def test_what_is_computed_from_a_weight_before_its_layer_is_called_is_computed_again():
-    model, batches = TwoDilations().eval(), random_batches((3, 6, 6))
+class TurnedAround(nn.Module):
+    """Multiplies by a layer's weight, transposed, before it calls the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.conv = nn.Linear(108, 108), nn.Linear(108, 3)
+        self.between = nn.LayerNorm(3)
+
+    def forward(self, images):
+        x = self.before(images.flatten(1))
+        return self.between(x @ self.conv.weight.T) + self.conv(x)
+
+
+@pytest.mark.parametrize("network", [TwoDilations, TurnedAround])
+def test_what_is_computed_from_a_weight_before_its_layer_is_called_is_computed_again(network):
+    model, batches = network().eval(), random_batches((3, 6, 6))
     with evaluating(model):
         replay = Replay(model, batches)
         replay.advance(model.conv)

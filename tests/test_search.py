@@ -151,6 +151,17 @@ def test_goes_on_where_it_was_interrupted(trained, mode, tmp_path):
     assert 0 < asked[0] < asked[-1] < len(plan.probes)
 
 
+def test_goes_on_with_grams_summed_again_and_labels_of_any_layout(trained, tmp_path):
+    network, calibration, validation = trained("cnn")
+    grams, path = accumulate_grams(network, calibration, progress=False), tmp_path / "search.ckpt"
+    strided = [(images, torch.stack([labels, labels], 1)[:, 1]) for images, labels in validation]
+    plan = search_ranks(network, grams, strided, 1.0, progress=False)
+    with pytest.raises(OutOfTime):
+        search_ranks(network, grams, strided, 1.0, progress=False, checkpoint=path, deadline=0.0)
+    again = {name: gram * (1 + 1e-14) for name, gram in grams.items()}
+    assert search_ranks(network, again, strided, 1.0, progress=False, checkpoint=path).layers == plan.layers
+
+
 def test_goes_on_with_no_other_search(trained, tmp_path):
     network, calibration, validation = trained("cnn")
     grams, path = accumulate_grams(network, calibration, progress=False), tmp_path / "search.ckpt"
@@ -167,9 +178,12 @@ def test_goes_on_with_no_other_search(trained, tmp_path):
         dict(grams=dict(reversed(grams.items()))),
         dict(grams={name: 2 * gram for name, gram in grams.items()}),
         dict(validation=[(images, labels.flip(0)) for images, labels in validation]),
+        dict(validation=[(torch.zeros_like(images), labels) for images, labels in validation]),
     ):
         call = dict(model=network, grams=grams, validation=validation, tolerance=1.0, checkpoint=path) | other
-        with pytest.raises(ValueError, match="search.ckpt: of another search; delete it to start again"):
+        with pytest.raises(
+            ValueError, match="search.ckpt: of (another search|a search on other images); delete it to start again"
+        ):
             search_ranks(**call)
 
 

@@ -70,7 +70,7 @@ def put(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
         for attribute, value in vars(holder).items():
             if attribute != "_modules" and any(leaf is old for leaf in tree_leaves(value)):
                 where = f"{name}.{attribute}".removeprefix(".")
-                raise ValueError(f"{path} is also in {where}, which would go on using it: make that an nn.ModuleList")
+                raise ValueError(f"{path} is also in {where}, which would go on using it: look it up by its path there")
     network.set_submodule(path, module)
     return network
 

@@ -43,7 +43,7 @@ def tensors_digest(text: str, *tensors: Tensor) -> str:
     """Twelve hexadecimal digits that change with `text` and with the content of the tensors."""
     hasher = hashlib.sha256(text.encode())
     for tensor in tensors:
-        hasher.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+        hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return hasher.hexdigest()[:12]
 
 

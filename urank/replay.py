@@ -152,6 +152,8 @@ class _Cut:
             self.model(torch.zeros_like(torch.cat([images, images])))
             with returning(results):
                 return None if torch.equal(self.model(images), expected) else "other logits"
+        except _Unrecorded as reason:
+            return str(reason)
         except Exception as error:  # a forward without its submodules' may raise anything; whole it has just run
             return f"{type(error).__name__}: {error}"
 
@@ -257,11 +259,12 @@ class _FirstReads(TorchFunctionMode):
         self.now, self.seen = now, {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") != "__get__":  # a dtype or a shape that is asked for
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) or getattr(func, "__name__", "") != "__get__":  # else a dtype or a shape
             for leaf in tree_flatten((args, kwargs))[0]:
                 if isinstance(leaf, nn.Parameter):
                     self.seen.setdefault(leaf, self.now())
-        return func(*args, **(kwargs or {}))
+        return result
 
 
 def timeline(model: nn.Module, images: Tensor) -> Timeline:

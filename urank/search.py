@@ -126,10 +126,11 @@ class _Search:
     ):
         self.network, self.layers = network, matrix_layers(network)
         self.mode, self.warm_start = mode, warm_start
+        self.validation, self.tolerance = validation, float(tolerance)
         counted, counter = validation.count_correct(network), choose_counter(evaluation, network)
         ordered = validation.shuffled() if counter is Sequential else validation.hardest_first(network)
-        self.base = self.correct = ordered.count_correct(network)  # on the batches of the probes
-        if abs(self.base - counted) > max(1, validation.total // 1000):
+        self.base = self.correct = ordered.count_correct(network)  # in the order of the probes
+        if self.differs(counted):
             warnings.warn(
                 f"{counted} of {validation.total} images are classified correctly in the batches given, {self.base} in "
                 "others: what this network answers depends on which images share a batch, and so will its ranks",
@@ -137,7 +138,6 @@ class _Search:
             )
         self.replay = Replay(network, ordered.shared(), memory)
         self.counter = counter(network, self.replay, validation.total)
-        self.validation, self.tolerance = validation, float(tolerance)
         self.allowed = allowed_loss(tolerance, validation.total)
         self.found: list[LayerRank] = []
         self.probes: list[Probe] = []
@@ -148,12 +148,20 @@ class _Search:
         layers, probes, validation = tuple(self.found), tuple(self.probes), self.validation
         return RankPlan(layers, self.tolerance, self.mode, validation.total, self.base, probes, validation.counts)
 
+    def differs(self, correct: int) -> bool:
+        """Whether another count of the unmodified network is further from `base` than rounding brings it."""
+        return abs(self.base - correct) > max(1, self.validation.total // 1000)
+
     def identity(self, grams: Mapping[str, Tensor]) -> str:
-        """Hexadecimal digits that change with all that decides what is found, but for the images themselves."""
+        """Hexadecimal digits that change with what decides what is found, the images apart.
+
+        A Gram matrix that was summed again, by other threads say, differs in its last digits: its rounded trace counts.
+        """
         counter = "exact" if type(self.counter) in (Exact, Screened) else type(self.counter).__name__
-        protocol = (self.tolerance, self.mode, counter, self.warm_start, self.validation.counts, list(grams))
-        labels = (labels for _, labels in self.validation)
-        return tensors_digest(repr(protocol), *self.network.state_dict().values(), *grams.values(), *labels)
+        traces = {name: f"{gram.trace().item():.5e}" for name, gram in grams.items()}
+        protocol = (self.tolerance, self.mode, counter, self.warm_start, self.validation.counts, traces)
+        weights = (tensor for tensor in self.network.state_dict().values() if isinstance(tensor, Tensor))
+        return tensors_digest(repr(protocol), *weights, *self.validation.labels())
 
     def resume(self, checkpoint: Path, identity: str, grams: Mapping[str, Tensor]) -> None:
         """Take over what an interrupted search found; in joint mode its projections are put in place."""
@@ -161,6 +169,8 @@ class _Search:
         if not isinstance(begun, dict) or begun.get("search") != identity:
             raise ValueError(f"{checkpoint}: of another search; delete it to start again")
         earlier = RankPlan.from_dict(begun["plan"])
+        if self.differs(earlier.correct):
+            raise ValueError(f"{checkpoint}: of a search on other images; delete it to start again")
         self.base = self.correct = earlier.correct
         self.found, self.probes = list(earlier.layers), list(earlier.probes)
         for entry in self.found if self.mode == "joint" else ():

@@ -20,7 +20,7 @@ from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, la
 from urank.training import evaluate
 from urank.utilization import project_weight
 from urank.validation import Validation
-from urank.work import SMALL, Work, head_of
+from urank.work import SMALL, Work, head_of, one_image
 
 ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
 BATCH_SIZES = (1, 256)  # at which the networks are timed
@@ -36,8 +36,8 @@ def _train(work: Work) -> dict:
 
 def _calibrate(work: Work) -> dict:
     network = work.original()
-    images, _ = next(iter(work.calibration))
-    used = list(dict.fromkeys(used_layers(network, images[:1])))  # without what is there for training alone
+    # Without what is there for training alone.
+    used = list(dict.fromkeys(used_layers(network, one_image(network, work.dataset.image_shape))))
     grams = accumulate_grams(network, work.calibration, used, progress=work.progress)
     write_tensors(work.folder / "grams.safetensors", grams)
     return dict(layers=list(grams), images=len(work.calibration.split))

@@ -18,12 +18,12 @@ class Validation:
     """The images and labels that a search consults, and how correct ones are counted.
 
     Args:
-        batches: a re-iterable of (images, labels); read once and held, as floats; only a data set's batches that would
-            take more than `HELD` bytes stay uint8, and are normalized at each pass.
+        batches: a re-iterable of (images, labels); read once and held, as floats. Only a data set's batches that would
+            take more than `HELD` bytes stay as they are, bytes or files, and are normalized at each pass.
         counts: what the labels are, for the plan to say: "labels", or "agreement" (see there).
 
     Raises:
-        ValueError: there is no image, or another `counts`.
+        ValueError: there is no image, labels are no whole numbers, or another `counts`.
     """
 
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]], counts: str = "labels"):
@@ -54,6 +54,11 @@ class Validation:
 
     def __iter__(self):
         return iter(self.batches)
+
+    def labels(self) -> list[Tensor]:
+        """The labels in parts, without their images where these are not held."""
+        split = getattr(self.batches, "split", None)
+        return [labels for _, labels in self.batches] if split is None else [split.labels]
 
     def count_correct(self, model: nn.Module) -> int:
         """How many images `model` classifies correctly, in evaluation mode.

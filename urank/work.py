@@ -237,7 +237,12 @@ def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split]:
 
 def head_of(network: nn.Module, image_shape: tuple[int, ...]) -> str:
     """The path of the layer that gives the logits for images (c, h, w): the last by whose weight is multiplied."""
-    return used_layers(network, next(network.parameters()).new_zeros(1, *image_shape))[-1]
+    return used_layers(network, one_image(network, image_shape))[-1]
+
+
+def one_image(network: nn.Module, image_shape: tuple[int, ...]) -> Tensor:
+    """A batch of one black image, where the network is and in its precision."""
+    return next(network.parameters()).new_zeros(1, *image_shape)
 
 
 def adopt(network: nn.Module, weights: dict[str, Tensor], image_shape: tuple[int, ...]) -> None:
