@@ -36,8 +36,7 @@ def _train(work: Work) -> dict:
 
 def _calibrate(work: Work) -> dict:
     network = work.original()
-    # Without what is there for training alone.
-    used = list(dict.fromkeys(used_layers(network, one_image(network, work.dataset.image_shape))))
+    used = used_layers(network, one_image(network, work.dataset.image_shape))  # not what only training needs
     grams = accumulate_grams(network, work.calibration, used, progress=work.progress)
     write_tensors(work.folder / "grams.safetensors", grams)
     return dict(layers=list(grams), images=len(work.calibration.split))
