@@ -6,7 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from matplotlib.testing.compare import compare_images
 
+from urank import figures, profiles
 from urank.profiles import ROOT
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -51,6 +53,13 @@ def test_figures_and_tables_have_the_three_parts_and_exercises(path):
 def test_every_figure_and_table_of_the_paper_has_its_notebook():
     numbers = [path.stem.split("_")[0] for path in SHOWN]
     assert sorted(numbers) == ["figure1", "figure2", "figure3", "table1", "table2", "table3", "table4", "table5"]
+
+
+def test_the_first_picture_is_drawn_from_the_committed_record(tmp_path):
+    """`make book/figure1.png` after the record or the figure has changed."""
+    committed, drawn = ROOT / "book" / "figure1.png", tmp_path / "figure1.png"
+    figures.spectra(*profiles.recorded("cifar10/vgg11")).savefig(drawn, dpi=130)
+    assert compare_images(str(committed), str(drawn), tol=1) is None
 
 
 def test_the_table_of_contents_names_every_page_once():

@@ -185,8 +185,8 @@ class TestRun:
             assert len(projected) == size and (np.diff(projected) <= 0).all()
             assert (projected[min(entry.k_s, entry.k_t) :] < 1e-6 * projected[0]).all()
             energy = figures.cumulative(projected)
-            assert energy[entry.rank - 1] >= 0.9999 * (1 - 1e-5)
-            assert entry.rank == 1 or energy[entry.rank - 2] < 0.9999 * (1 + 1e-5)
+            assert energy[entry.rank] >= 0.9999 * (1 - 1e-5)
+            assert entry.rank == 1 or energy[entry.rank - 1] < 0.9999 * (1 + 1e-5)
 
     def test_sweep_rises_to_the_whole_layer(self, record, folder, original, dataset):
         layers = matrix_layers(original)

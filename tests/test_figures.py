@@ -59,9 +59,9 @@ class TestSpectra:
             for line, name in zip(axis.get_lines(), drawn, strict=True):
                 entry, values = record.plan[name], np.array(record["spectra"][name][key])
                 size = min(entry.d, entry.m)
-                expected = [(values[:k] ** 2).sum() / (values**2).sum() for k in range(1, size + 1)]
+                expected = [(values[:k] ** 2).sum() / (values**2).sum() for k in range(size + 1)]
                 np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
-                np.testing.assert_allclose(line.get_xdata(), np.arange(1, size + 1) / size)
+                np.testing.assert_allclose(line.get_xdata(), np.arange(size + 1) / size)
                 assert line.get_ydata()[-1] == pytest.approx(1) and line.get_xdata()[-1] == 1
                 assert line.get_label() == f"{names.index(name) + 1} ({name}): rank {entry.weight_rank} → {entry.rank}"
 
@@ -72,8 +72,8 @@ class TestSpectra:
     def test_curves_stop_rising_at_the_utilized_rank(self, record):
         for line, name in zip(figures.spectra(record).axes[1].get_lines(), list(record["spectra"])[::2], strict=True):
             energy, rank = line.get_ydata(), record.plan[name].rank
-            assert energy[rank - 1] >= 0.9999 * (1 - 1e-5)
-            assert rank == 1 or energy[rank - 2] < 0.9999 * (1 + 1e-5)
+            assert energy[rank] >= 0.9999 * (1 - 1e-5)
+            assert rank == 1 or energy[rank - 1] < 0.9999 * (1 + 1e-5)
 
     def test_draws_the_layers_asked_for(self, record):
         [label] = [line.get_label() for line in figures.spectra(record, ["classifier"]).axes[0].get_lines()]
@@ -650,7 +650,7 @@ class TestOtherTables:
         assert "It is highest for **from scratch**, lowest for **linear probe**. The paper's order, from" in text
         assert "the highest, is another: linear probe, from scratch. Split" in text
         gain = probe[1]["accuracy"]["finetuned"] - probe[1]["accuracy"]["original"]
-        assert f"The linear probe's {gain:+.1f} say nothing of the method" in text
+        assert f"The linear probe's {gain:+.1f} says nothing of the method" in text
         assert "Split and fine-tuned, its accuracy moves by" in text  # that of the only other one
         assert "from the highest, is the same." in figures.table4_caption(probe[:1])
         assert "The paper's" not in figures.table4_caption([altered(probe[0], experiment__variant="other")])

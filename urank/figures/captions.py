@@ -106,7 +106,7 @@ def without_probes(records: Sequence[Record]) -> str:
     others = [record for record in records if record not in probes]
     changes = f" {accuracy_changes(others)}" if others else ""
     return changes + "".join(
-        f" The {training(variant(probe))}'s {gain(probe):+.1f} say nothing of the method: its original has a frozen "
+        f" The {training(variant(probe))}'s {gain(probe):+.1f} says nothing of the method: its original has a frozen "
         f"trunk, the split network was fine-tuned as a whole."
         for probe in probes
     )

@@ -33,7 +33,7 @@ def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
             label = f"{layer_label(names, name)}: rank {entry.weight_rank} → {entry.rank}"
             for axis, key in zip(axes, ("weight", "projected")):
                 energy = cumulative(spectrum[key])
-                axis.plot(np.arange(1, len(energy) + 1) / len(energy), energy, color=color, lw=1.6, label=label)
+                axis.plot(np.linspace(0, 1, len(energy)), energy, color=color, lw=1.6, label=label)
         for axis, title in zip(axes, ("trained weight $W$", "projected weight $W' = P_S W P_T$")):
             axis.set(title=title, xlabel="share of singular values", xlim=(0, 1), ylim=(0, 1.02))
         axes[0].set_ylabel("spectral energy held")
@@ -89,9 +89,9 @@ def at_enough(rows: pd.DataFrame, correct: int) -> str:
 
 
 def cumulative(singular_values: Sequence[float]) -> np.ndarray:
-    """Spectral energy (n,) of the first k = 1..n singular values; starts at the first."""
-    squares = np.square(singular_values)
-    return squares.cumsum() / squares.sum()
+    """Share of the spectral energy (n + 1,) that the first k = 0..n singular values hold."""
+    energy = np.insert(np.square(singular_values).cumsum(), 0, 0.0)
+    return energy / energy[-1]
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:
