@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -684,6 +685,22 @@ class TestTable2:
             row, recipe = frame.loc[("digits10/vgg11", stage)], getattr(record.experiment, stage)
             assert (row["epochs"], row["lr"]) == (str(recipe.epochs), f"{recipe.lr:g}")
             assert row.index.tolist() == list(vars(recipe))
+
+    def test_recipes_show_what_differs_and_say_what_does_not(self, record):
+        experiments = {"digits10/vgg11": record.experiment}
+        train, finetune = (vars(getattr(record.experiment, stage)) for stage in ("train", "finetune"))
+        same = [name for name in train if train[name] == finetune[name]]
+        assert "momentum" in same and "lr" not in same
+        shown = re.findall(
+            r'<th id="[^"]*" class="col_heading[^>]*>([^<]*)</th>', figures.recipes(experiments).to_html()
+        )
+        assert shown == [name for name in train if name not in same]
+        assert re.findall(r"`(\w+)`", figures.recipes_caption(experiments)) == same
+        assert "`momentum` 0.9" in figures.recipes_caption(experiments)
+
+    def test_one_recipe_is_shown_whole(self, record):
+        taken = {"taken": replace(record.experiment, train=replace(record.experiment.train, epochs=0))}
+        assert "momentum" in figures.recipes(taken).to_html() and figures.recipes_caption(taken) == ""
 
     def test_recipes_leave_out_fits_that_are_not_run(self, record):
         taken = replace(record.experiment, train=replace(record.experiment.train, epochs=0))

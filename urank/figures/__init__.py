@@ -15,7 +15,7 @@ from urank.figures.contrasts import (
     without_variants,
 )
 from urank.figures.finetuning import finetuning_caption, finetuning_table, style_finetuning
-from urank.figures.hyperparameters import paper_table2, recipes, table2_caption
+from urank.figures.hyperparameters import paper_table2, recipes, recipes_caption, table2_caption
 from urank.figures.protocol import protocol_caption, protocol_table, style_protocol
 from urank.figures.snapshot import snapshot, snapshot_caption
 from urank.figures.spectra import (
@@ -75,6 +75,7 @@ __all__ = [
     "provenance",
     "provenances",
     "recipes",
+    "recipes_caption",
     "snapshot",
     "snapshot_caption",
     "spectra",

@@ -60,7 +60,24 @@ def left_of_a_weight(steps: int = 100) -> float:
 
 
 def recipes(experiments: Mapping[str, Experiment], identifier: str = "recipes") -> Styler:
-    """The recipes of experiments, a row for each fit that is run: every field of `Recipe`."""
+    """The recipes of experiments, a row for each fit that is run: the fields in which the fits differ."""
+    frame = recipe_rows(experiments)
+    return styled(frame, identifier).hide(list(shared(frame)), axis="columns")
+
+
+def recipes_caption(experiments: Mapping[str, Experiment]) -> str:
+    """The fields that `recipes` leaves out, in one paragraph of Markdown; "" where there are none."""
+    same = shared(recipe_rows(experiments))
+    return f"In all of them: {', '.join(f'`{name}` {value}' for name, value in same.items())}." if same else ""
+
+
+def shared(frame: pd.DataFrame) -> dict[str, str]:
+    """The columns that hold one value in all of several rows, with it."""
+    return {name: column.iloc[0] for name, column in frame.items() if len(column) > 1 == column.nunique()}
+
+
+def recipe_rows(experiments: Mapping[str, Experiment]) -> pd.DataFrame:
+    """A row for each fit that is run, a column for each field of `Recipe`."""
     fits = [
         (name, stage, recipe)
         for name, experiment in experiments.items()
@@ -69,10 +86,10 @@ def recipes(experiments: Mapping[str, Experiment], identifier: str = "recipes") 
     ]
     rows = [dict(experiment=name, fit=stage) | asdict(recipe) for name, stage, recipe in fits]
     frame = pd.DataFrame(rows, columns=["experiment", "fit", *(field.name for field in fields(Recipe))])
-    return styled(frame.set_index(["experiment", "fit"]).map(readable), identifier)
+    return frame.set_index(["experiment", "fit"]).map(readable)
 
 
 def readable(value: object) -> str:
     if value is None or value in ((), []):
-        return "–"
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
