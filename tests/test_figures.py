@@ -156,11 +156,14 @@ class TestEnergySweep:
         lost = [5, 4, 2, 1, 0, *[0] * 9]  # one of 80 images is 1.25 points, the tolerance
         rows = [row | dict(correct=correct - images) for row, images in zip(rows, lost, strict=True)]
         text = figures.sweep_caption(altered(record, sweep=rows), "features.8")
-        assert "at most 1.25 points keeps 60 % of the input energy" in text
+        assert "at most 1.25 points is 60 % of the input energy" in text
         assert f"$k_S$ = {rows[3]['k_s']} of 144 directions" in text
         assert f"{100 * rows[3]['norm_difference']:.0f} % of $\\|W\\|$" in text
         assert rows[5]["energy"] == 0.8 and "At 80 %, enough for the paper's layer, 100.0 % of the accuracy" in text
+        assert f"{100 * rows[3]['correct'] / correct:.1f} % of the accuracy kept." in text
         assert "At 80 %" not in figures.sweep_caption(altered(record, sweep=rows[6:]), "features.8")
+        from_80 = figures.sweep_caption(altered(record, sweep=rows[5:]), "features.8")
+        assert from_80.endswith("The same was enough for the paper's layer.") and "At 80 %" not in from_80
 
     def test_caption_where_none_is_enough(self, record):
         rows = [row | dict(correct=0) for row in record["sweep"]]
@@ -385,7 +388,8 @@ class TestProtocol:
         assert figures.protocol_table(groups[0]).index.tolist() == ["on test images", "on 5,000 held-out images"]
         full = [altered(one, experiment__dataset="cifar10", experiment__width=1) for one in groups[0]]
         assert "The paper prints" not in figures.protocol_caption(full)  # its network saw all training images
-        assert "vgg11 on cifar10, trained without the last 5,000 training" in figures.protocol_caption(groups[0])
+        trained = "vgg11 on cifar10, trained for 4 epochs without the last 5,000 training images"
+        assert trained in figures.protocol_caption(groups[0])
         assert figures.protocols([held_out, plain]) == []
 
     def test_takes_another_network_for_none_of_its_searches(self, ways):
@@ -404,7 +408,7 @@ class TestProtocol:
     def test_table_compares_with_the_first(self, ways):
         frame, plain = figures.protocol_table(ways), ways[0]
         assert frame.index.tolist() == [
-            "as everywhere else",
+            "default",
             "each layer by itself",
             "backward, with 2,000 calibration images",
             "with 7 validation images",
@@ -421,9 +425,9 @@ class TestProtocol:
     def test_caption_names_the_extremes(self, ways):
         caption, frame = figures.protocol_caption(ways), figures.protocol_table(ways)
         assert f"between {frame['MLU %'].min():.1f} % (*with 7 validation images*)" in caption
-        assert "searched *with 7 validation images*: 75.00 points" in caption
+        assert "cost up to 75.00 points of accuracy on the test images (*with 7 validation images*)" in caption
         moved = frame["moved by at most"]
-        assert f"move by up to {moved.max():.0f} points (*with 7 validation images*)" in caption
+        assert f"moves by up to {moved.max():.1f} points (*with 7 validation images*)" in caption
 
     def test_caption_compares_with_what_the_paper_prints(self, ways):
         assert "The paper" not in figures.protocol_caption(ways)
@@ -431,7 +435,7 @@ class TestProtocol:
         mlu = figures.protocol_table(full)["MLU %"]
         nearest = min(mlu.index, key=lambda name: abs(mlu[name] - 47))
         caption = figures.protocol_caption(full)
-        assert f"MLU of 47 % and params x 0.34; the nearest MLU is that of *{nearest}*." in caption
+        assert f"MLU of 47 % and params x 0.34; the nearest MLU is {mlu[nearest]:.1f} % (*{nearest}*)." in caption
 
     def test_snapshot_names_the_ways(self, ways):
         lines = figures.snapshot(ways).axes[0].get_lines()[1:-1:2]
@@ -470,7 +474,7 @@ class TestFinetuning:
         caption = figures.finetuning_caption(ways)
         assert "The original reaches 80.00 %." in caption and "ends 5.00 points below it after 2 epochs" in caption
         assert "(learning rate 0.01), and 1.50 points above it after 11 epochs" in caption
-        assert "it ends 4.50 points below, and 0.25 points below; one run of each." in caption
+        assert "it ends 4.50 points below after 2 epochs and 0.25 points below after 11; one run of each." in caption
         alone = [altered(way, accuracy__baseline=None) for way in ways]
         assert "full-rank" not in figures.finetuning_caption(alone)
         full = [altered(way, experiment__dataset="cifar10", experiment__width=1) for way in ways]
@@ -524,11 +528,24 @@ class TestSnapshot:
         for record in chosen:
             ranks = [entry.rank for entry in record.plan.layers]
             assert f"largest at layer {1 + ranks.index(max(ranks))} of 9 ({max(ranks)} of" in text
-        assert "The MLU of **cifar10** is the largest, that of **cifar100** the smallest" in text
+        shares = [100 * record.plan.mlu for record in chosen]
+        assert text.endswith(
+            f"The MLU of **cifar10** is {shares[0] - shares[1]:.1f} points above that of **cifar100**."
+        )
         assert text.startswith("**vgg11.** cifar10: the utilized rank")
         assert figures.snapshot_caption(figures.families(several)[0]).startswith("**cifar10.** vgg11: ")
         alone = figures.snapshot_caption(chosen[:1])
-        assert alone.startswith("**vgg11 on cifar10.** The utilized rank") and "smallest" not in alone
+        assert alone.startswith("**vgg11 on cifar10.** The utilized rank") and "above" not in alone
+
+    def test_caption_of_three_names_the_largest(self, several):
+        assert "** is the largest, " in figures.snapshot_caption(figures.tolerances(several))
+
+    def test_caption_compares_with_the_paper_and_names_other_lengths_of_training(self, several):
+        easy, hard = (altered(one, experiment__width=1) for one in figures.complexities(several)[0])
+        text = figures.snapshot_caption([easy, hard])
+        assert "(the paper's: -17)." in text and "They were trained" not in text  # 47 and 64 %, the other way round
+        longer = altered(hard, experiment__train=hard["experiment"]["train"] | dict(epochs=30))
+        assert text + " They were trained for 4 and 30 epochs." == figures.snapshot_caption([easy, longer])
 
     def test_caption_names_all_layers_of_the_largest_rank(self, record):
         layers = record.plan.to_dict()["layers"]
@@ -597,6 +614,9 @@ class TestTradeoff:
         assert "-10.0 to -5.0 points, best for" in text
         alike = figures.tradeoff_caption(points.assign(compact_top1=points["original_top1"] - 0.4))
         assert alike.endswith("Accuracy moves by -0.4 points for each.")
+        assert figures.tradeoff_caption(points[:1]).endswith("of its MACs. Accuracy moves by -9.5 points.")
+        printed = paper.tradeoff(paper.table3())
+        assert figures.tradeoff_caption(points, printed).endswith("The paper prints +0.3 to +2.1 points for the same.")
 
 
 class TestOtherTables:
@@ -652,14 +672,26 @@ class TestOtherTables:
         assert "the highest, is another: linear probe, from scratch. Split" in text
         gain = probe[1]["accuracy"]["finetuned"] - probe[1]["accuracy"]["original"]
         assert f"The linear probe's {gain:+.1f} says nothing of the method" in text
-        assert "Split and fine-tuned, its accuracy moves by" in text  # that of the only other one
+        assert re.search(r"Split and fine-tuned, accuracy moves by \S+ points \(", text)  # that of the only other one
         assert "from the highest, is the same." in figures.table4_caption(probe[:1])
         assert "The paper's" not in figures.table4_caption([altered(probe[0], experiment__variant="other")])
         text = figures.table5_caption(tolerance)
         assert text.startswith("From $\\epsilon$ = 0.5 to 5 points the MLU goes from")
+        assert text.endswith("The original has 76.0 %; none of 3 are back there.")
         assert figures.table5_caption(tolerance[:1]).startswith("Searched at one tolerance alone, $\\epsilon$ = 0.5")
         assert "smallest" not in figures.table1_caption(several[:1]) and "-5.0" in figures.table1_caption(several[:1])
         assert "-5.0" in figures.table1_caption(several[:3]) and "chance" not in figures.table1_caption(several[:3])
+
+    def test_one_architecture_timed_at_two_speeds_is_called_so(self, several):
+        ways = figures.pretrainings(several)
+        timing = dict(network="original", batch=256, device="a machine", precision="float32")
+
+        def caption(*speeds, **others):
+            rows = [[timing | dict(images_per_second=speed) | others] for speed in speeds]
+            return figures.table4_caption([altered(one, latency=row) for one, row in zip(ways, rows, strict=True)])
+
+        assert "timed at 300 to 800 images a second" in caption(300, 800)
+        assert "timed at" not in caption(300, 400) and "timed at" not in caption(300, 800, batch=1)
 
     def test_a_network_near_chance_is_called_so(self, record):
         text = figures.table1_caption([altered(record, accuracy__original=12.0)])

@@ -152,6 +152,7 @@ def flops_of_transformers() -> Discrepancy:
     column = flops_column()
     torchvision = column[column["library"] == "torchvision"]
     gaps = (torchvision["implied"] - torchvision["printed"]).abs()
+    near = (torchvision["hidden"].round(2) - torchvision["printed"]).abs() < 0.035
     timm = column[column["library"] == "timm"]
     return Discrepancy(
         "FLOPs of torchvision's transformers",
@@ -160,7 +161,7 @@ def flops_of_transformers() -> Discrepancy:
         f"parameters. For the {len(timm)} DeiT rows it does, to {(timm['implied'] - timm['printed']).abs().max():.2f}; "
         f"for the {len(torchvision)} torchvision rows it is off by {gaps.min():.2f} to {gaps.max():.2f}. Leaving QKV "
         f"and attention out of the factored network's count gives the printed number to 0.03 in "
-        f"{((torchvision['hidden'] - torchvision['printed']).abs() <= 0.03).sum()} of {len(torchvision)} rows.",
+        f"{near.sum()} of {len(torchvision)} rows.",
         "MACs are counted with attention in sight and checked against the closed form; the printed column is not aimed "
         "at.",
         bool((gaps > 0.05).any()),

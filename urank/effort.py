@@ -27,7 +27,8 @@ def needs(network: str, dataset: str, side: int, records: Sequence[Record] = ())
         name = f"{dataset}/{network}"
         experiment = profiles.load_profile("cifar").find(name)
         return f"a GPU{hours_at_measured_pace(experiment, records)}: urank reproduce --profile cifar --only {name}"
-    return f"ImageNet and about {gpu_hours(network, side):,.0f} GPU hours"
+    search, whole = gpu_hours(network, side, 0), gpu_hours(network, side, finetuning_epochs(network))
+    return f"ImageNet and about {whole:,.0f} GPU hours, {search:.2g} of them for the search"
 
 
 def hours_at_measured_pace(experiment: Experiment, records: Sequence[Record]) -> str:
@@ -54,9 +55,13 @@ def operations_of(experiment: Experiment) -> float:
     return operations(experiment.network, experiment.dataset, 32, epochs)
 
 
-def gpu_hours(network: str, side: int) -> float:
+def finetuning_epochs(network: str) -> int:
+    """As Table 2 prints them for networks on ImageNet."""
+    return int(paper.table2().iloc[:, int("resnet" in network)]["Epochs"])
+
+
+def gpu_hours(network: str, side: int, epochs: int) -> float:
     """GPU hours of search and fine-tuning on ImageNet, at `SUSTAINED` operations a second; images not counted."""
-    epochs = int(paper.table2().iloc[:, int("resnet" in network)]["Epochs"])
     return operations(network, "imagenet-1k", side, epochs) / SUSTAINED / 3600
 
 

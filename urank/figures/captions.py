@@ -96,7 +96,7 @@ def table4_caption(records: Sequence[Record]) -> str:
     least, most = extremes(records, lambda record: record.plan.mlu)
     return (
         f"MLU: {shares}. It is highest for **{training(variant(most))}**, lowest for **{training(variant(least))}**."
-        f"{against_papers_order(records)}{without_probes(records)}"
+        f"{against_papers_order(records)}{without_probes(records)}{unsteady(records)}"
     )
 
 
@@ -110,6 +110,24 @@ def without_probes(records: Sequence[Record]) -> str:
         f"trunk, the split network was fine-tuned as a whole."
         for probe in probes
     )
+
+
+def unsteady(records: Sequence[Record]) -> str:
+    """A warning where one architecture was timed at so different speeds that the column *speed* says nothing."""
+    timings = [row for record in records for row in original_timings(record)]
+    speeds = [row["images_per_second"] for row in timings]
+    if len({row["device"] for row in timings}) != 1 or max(speeds) < 1.5 * min(speeds):
+        return ""
+    return (
+        f" The original networks, which are of one architecture, were timed at {min(speeds):.0f} to {max(speeds):.0f} "
+        "images a second: the machine was not at rest, and *speed* says nothing here."
+    )
+
+
+def original_timings(record: Record) -> list[dict]:
+    """Of the original network in batches of 256, in the first precision timed; [] where it was not."""
+    timings = [row for row in record["latency"] if (row["network"], row["batch"]) == ("original", 256)]
+    return timings[:1]
 
 
 def against_papers_order(records: Sequence[Record]) -> str:
@@ -134,8 +152,16 @@ def table5_caption(records: Sequence[Record]) -> str:
         f"From $\\epsilon$ = {strict['experiment']['tolerance']:g} to {loose['experiment']['tolerance']:g} points the "
         f"MLU goes from {100 * strict.plan.mlu:.0f} % to {100 * loose.plan.mlu:.0f} % and the parameters from "
         f"x {strict.params_ratio:.2f} to x {loose.params_ratio:.2f}, while the accuracy before fine-tuning goes from "
-        f"{strict['accuracy']['projected']:.1f} % to {loose['accuracy']['projected']:.1f} %{after}."
+        f"{strict['accuracy']['projected']:.1f} % to {loose['accuracy']['projected']:.1f} %{after}.{recovered(records)}"
     )
+
+
+def recovered(records: Sequence[Record]) -> str:
+    """How many networks are back at the original's accuracy after fine-tuning; "" where one was not fine-tuned."""
+    if not all(record.finetuned for record in records):
+        return ""
+    original, back = records[0]["accuracy"]["original"], sum(gain(record) >= 0 for record in records)
+    return f" The original has {original:.1f} %; {back or 'none'} of {len(records)} are back there."
 
 
 def accuracy_changes(records: Sequence[Record]) -> str:
@@ -145,7 +171,8 @@ def accuracy_changes(records: Sequence[Record]) -> str:
     how = "fine-tuned" if finetuned == len(records) else f"{finetuned} of {len(records)} fine-tuned"
     low, high = f"{gain(worst):+.1f}", f"{gain(best):+.1f}"
     if low == high:
-        return f"Split and {how}, {'its' if len(records) == 1 else 'each'} accuracy moves by {low} points."
+        names = " and ".join(label(record, records) for record in records)
+        return f"Split and {how}, accuracy moves by {low} points ({names})."
     return (
         f"Split and {how}, accuracy moves by {low} ({label(worst, records)}) to {high} points ({label(best, records)})."
     )

@@ -226,7 +226,7 @@ def protocol(record: Record, among: Sequence[Record]) -> str:
         validation=f"with {this['validation'] or 'all'} validation images",
     )
     # A network that was trained without some images is not what other pages show: its first search has another name.
-    usual = words["holdout"] if any(settings(one)["holdout"] for one in among) else "as everywhere else"
+    usual = words["holdout"] if any(settings(one)["holdout"] for one in among) else "default"
     return ", ".join(words[name] for name in words if this[name] != other[name]) or usual
 
 

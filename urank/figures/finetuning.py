@@ -61,10 +61,8 @@ def beside_full_rank(frame: pd.DataFrame) -> str:
     gaps = (frame["split %"] - frame["full rank %"]).iloc[[0, -1]]
     if gaps.isna().any():
         return ""
-    return (
-        f" Against the full-rank network after the same fine-tuning it ends {off(gaps.iloc[0])}, and "
-        f"{off(gaps.iloc[1])}; one run of each."
-    )
+    first, last = (f"{off(gap)} after {epochs}" for epochs, gap in gaps.items())
+    return f" Against the full-rank network, fine-tuned alike, it ends {first} epochs and {last}; one run of each."
 
 
 def beside_paper(record: Record) -> str:

@@ -68,20 +68,23 @@ def protocol_caption(records: Sequence[Record]) -> str:
     moved = frame["moved by at most"]
     return (
         f"{network} The MLU lies between {frame['MLU %'].min():.1f} % (*{lowest}*) and {frame['MLU %'].max():.1f} % "
-        f"(*{highest}*), while single layers move by up to {moved.max():.0f} points (*{moved.idxmax()}*). Projected, "
-        f"the network loses most accuracy when searched *{worst}*: {frame['lost, test'].max():.2f} points on the test "
-        f"images. With {layers} layers and a tolerance of {tolerance:g} a joint search may lose up to "
+        f"(*{highest}*); a single layer's utilization moves by up to {moved.max():.1f} points (*{moved.idxmax()}*). "
+        f"All projections together cost up to {frame['lost, test'].max():.2f} points of accuracy on the test images "
+        f"(*{worst}*). With {layers} layers and a tolerance of {tolerance:g} a joint search may lose up to "
         f"{2 * layers * tolerance:g} points on the images that it consults.{nearest_to_paper(records, frame)}"
     )
 
 
 def left_out(records: Sequence[Record]) -> str:
-    """Words for the images that this network was not trained on so that it could be searched on them."""
-    most = max(record["experiment"]["holdout"] for record in records)
-    if not most:
+    """Words for the training of a network that did not see the images it was to be searched on; "" for others."""
+    held_out = [record for record in records if record["experiment"]["holdout"]]
+    if not held_out:
         return ""
-    accuracy = records[0]["accuracy"]["original"]
-    return f", trained without the last {most:,} training images (accuracy on the test images {accuracy:.2f} %)"
+    experiment, accuracy = held_out[0]["experiment"], held_out[0]["accuracy"]["original"]
+    return (
+        f", trained for {experiment['train']['epochs']} epochs without the last {experiment['holdout']:,} training "
+        f"images (accuracy on the test images {accuracy:.2f} %)"
+    )
 
 
 def nearest_to_paper(records: Sequence[Record], frame: pd.DataFrame) -> str:
@@ -95,5 +98,5 @@ def nearest_to_paper(records: Sequence[Record], frame: pd.DataFrame) -> str:
     nearest = (frame["MLU %"] - printed["mlu"]).abs().idxmin()
     return (
         f" The paper prints an MLU of {printed['mlu']:.0f} % and params x {printed['params_ratio']:.2f}; the nearest "
-        f"MLU is that of *{nearest}*."
+        f"MLU is {frame['MLU %'][nearest]:.1f} % (*{nearest}*)."
     )

@@ -7,8 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from urank.figures.contrasts import common, label
+from urank.figures.contrasts import common, label, variant
 from urank.figures.style import COLORS, STYLE, closed, millions
+from urank.figures.tables import printed_row
 from urank.records import Record
 
 
@@ -52,11 +53,35 @@ def snapshot_caption(records: Sequence[Record]) -> str:
     if len(records) == 1:
         return f"**{common(records)}.** The {peak(records[0])}."
     peaks = "; ".join(f"{label(record, records)}: the {peak(record)}" for record in records)
+    return f"**{common(records)}.** {peaks}. {contrast(records)}"
+
+
+def contrast(records: Sequence[Record]) -> str:
+    """How far apart the MLUs are, the paper's where it has both, and whether the networks were trained as long."""
     most, least = (choose(records, key=lambda record: record.plan.mlu) for choose in (max, min))
+    apart = f"{100 * (most.plan.mlu - least.plan.mlu):.1f} points"
     return (
-        f"**{common(records)}.** {peaks}. The MLU of **{label(most, records)}** is the largest, that of "
-        f"**{label(least, records)}** the smallest, {100 * (most.plan.mlu - least.plan.mlu):.1f} points apart."
+        f"The MLU of **{label(most, records)}** is {'the largest, ' if len(records) > 2 else ''}{apart} above that of "
+        f"**{label(least, records)}**{papers_contrast(most, least)}.{trained_otherwise(most, least, records)}"
     )
+
+
+def papers_contrast(most: Record, least: Record) -> str:
+    """The same difference as the paper prints it, in brackets; "" where it lacks one of the two."""
+    printed = [printed_row(record) for record in (most, least) if not variant(record)]
+    if len(printed) < 2 or any(row is None for row in printed):
+        return ""
+    return f" (the paper's: {printed[0]['mlu'] - printed[1]['mlu']:+.0f})"
+
+
+def trained_otherwise(most: Record, least: Record, records: Sequence[Record]) -> str:
+    """A warning where two networks from scratch were trained for different numbers of epochs."""
+    if variant(most) or variant(least):
+        return ""
+    lengths = [record["experiment"]["train"]["epochs"] for record in (most, least)]
+    if lengths[0] == lengths[1]:
+        return ""
+    return f" They were trained for {lengths[0]} and {lengths[1]} epochs."
 
 
 def peak(record: Record) -> str:

@@ -72,17 +72,24 @@ def sweep_caption(record: Record, layer: str) -> str:
         )
     first = enough.iloc[0]
     return (
-        f"The lowest threshold tried that costs at most {plan.tolerance:g} points keeps {100 * first['energy']:g} % of "
-        f"the input energy: $k_S$ = {first['k_s']} of {entry.d} directions, with $\\|W - W'\\|$ at "
-        f"{100 * first['norm_difference']:.0f} % of $\\|W\\|$.{at_enough(rows, plan.correct)}"
+        f"The lowest threshold tried that costs at most {plan.tolerance:g} points is {100 * first['energy']:g} % of "
+        f"the input energy: $k_S$ = {first['k_s']} of {entry.d} directions, $\\|W - W'\\|$ at "
+        f"{100 * first['norm_difference']:.0f} % of $\\|W\\|$, {100 * first['correct'] / plan.correct:.1f} % of the "
+        f"accuracy kept.{at_enough(rows, plan.correct, first['energy'])}"
     )
 
 
-def at_enough(rows: pd.DataFrame, correct: int) -> str:
-    """What is kept of the accuracy at the energy that was enough for the layer the paper shows; "" if not tried."""
+def at_enough(rows: pd.DataFrame, correct: int, found: float) -> str:
+    """What is kept of the accuracy at the energy that was enough for the layer the paper shows; "" if not tried.
+
+    Args:
+        found: the energy that is enough for the layer of `rows`.
+    """
     kept = rows.set_index("energy")["correct"].get(paper.ENOUGH / 100)
     if kept is None:
         return ""
+    if found == paper.ENOUGH / 100:
+        return " The same was enough for the paper's layer."
     return (
         f" At {paper.ENOUGH:g} %, enough for the paper's layer, {100 * kept / correct:.1f} % of the accuracy is kept."
     )

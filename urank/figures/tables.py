@@ -255,6 +255,7 @@ def provenances(records: Sequence[Record]) -> Styler:
             "width": f"{experiment['width']:g}",
             "epochs": f"{experiment['train']['epochs']} + {experiment['finetune']['epochs']}",
             "tolerance": f"{experiment['tolerance']:g}",
+            "calibration images": record["calibration_images"],
             "search images": record.plan.total,
             "seed": experiment["seed"],
             "minutes": f"{sum(record['seconds'].values()) / 60:.1f}",

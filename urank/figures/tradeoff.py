@@ -99,29 +99,45 @@ def beside(points: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame | None:
     return found if len(found) else None
 
 
-def tradeoff_caption(points: pd.DataFrame) -> str:
+def tradeoff_caption(points: pd.DataFrame, printed: pd.DataFrame | None = None) -> str:
     """What the panel says, in one paragraph of Markdown.
 
     Args:
         points: with a row index from 0.
+        printed: the paper's points beside them.
     """
-    change = points["compact_top1"] - points["original_top1"]
+    theirs = "" if printed is None else f" The paper prints {span(gains(printed))} for the same."
+    return f"{sizes(points)} Accuracy moves by {moves(points)}.{theirs}"
+
+
+def sizes(points: pd.DataFrame) -> str:
+    """Which network keeps the smallest and which the largest share of its parameters."""
     kept = points["compact_params"] / points["original_params"]
     saved = points["compact_macs"] / points["original_macs"]
     if len(points) == 1:
-        return (
-            f"**{points.loc[0, 'label']}** keeps x {kept[0]:.2f} of its parameters and x {saved[0]:.2f} of its MACs; "
-            f"its accuracy moves by {change[0]:+.1f} points."
-        )
+        return f"**{points.loc[0, 'label']}** keeps x {kept[0]:.2f} of its parameters and x {saved[0]:.2f} of its MACs."
     smallest, largest = kept.idxmin(), kept.idxmax()
     return (
         f"**{points.loc[smallest, 'label']}** keeps the smallest share of its parameters (x {kept[smallest]:.2f}, MACs "
         f"x {saved[smallest]:.2f}), **{points.loc[largest, 'label']}** the largest (x {kept[largest]:.2f}, MACs "
-        f"x {saved[largest]:.2f}). Accuracy moves by {moves(change, points['label'])}."
+        f"x {saved[largest]:.2f})."
     )
 
 
-def moves(change: pd.Series, labels: pd.Series) -> str:
+def moves(points: pd.DataFrame) -> str:
     """From where to where the accuracies move, in words, and which moves best; one number where all move alike."""
+    change, words = gains(points), span(gains(points))
+    if len(points) == 1:
+        return words
+    return f"{words}, best for {points.loc[change.idxmax(), 'label']}" if " to " in words else f"{words} for each"
+
+
+def span(change: pd.Series) -> str:
+    """The smallest and the largest of some changes in points; one number where they are alike."""
     low, high = f"{change.min():+.1f}", f"{change.max():+.1f}"
-    return f"{low} points for each" if low == high else f"{low} to {high} points, best for {labels[change.idxmax()]}"
+    return f"{low} points" if low == high else f"{low} to {high} points"
+
+
+def gains(points: pd.DataFrame) -> pd.Series:
+    """Accuracy points by which each network moves."""
+    return points["compact_top1"] - points["original_top1"]
