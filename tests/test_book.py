@@ -8,6 +8,7 @@ import pytest
 import yaml
 from matplotlib.testing.compare import compare_images
 
+import urank
 from urank import figures, profiles
 from urank.profiles import ROOT
 
@@ -60,6 +61,11 @@ def test_the_first_picture_is_drawn_from_the_committed_record(tmp_path):
     committed, drawn = ROOT / "book" / "figure1.png", tmp_path / "figure1.png"
     figures.spectra(*profiles.recorded("cifar10/vgg11")).savefig(drawn, dpi=130)
     assert compare_images(str(committed), str(drawn), tol=1) is None
+
+
+def test_the_page_of_the_package_has_every_public_name():
+    named = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", (ROOT / "book" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(named) == urank.__all__
 
 
 def test_the_table_of_contents_names_every_page_once():
