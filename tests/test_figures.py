@@ -726,7 +726,7 @@ class TestTable2:
         shown = re.findall(
             r'<th id="[^"]*" class="col_heading[^>]*>([^<]*)</th>', figures.recipes(experiments).to_html()
         )
-        assert shown == [name for name in train if name not in same]
+        assert shown == [name.replace("_", " ") for name in train if name not in same]
         assert re.findall(r"`(\w+)`", figures.recipes_caption(experiments)) == same
         assert "`momentum` 0.9" in figures.recipes_caption(experiments)
 

@@ -62,7 +62,8 @@ def left_of_a_weight(steps: int = 100) -> float:
 def recipes(experiments: Mapping[str, Experiment], identifier: str = "recipes") -> Styler:
     """The recipes of experiments, a row for each fit that is run: the fields in which the fits differ."""
     frame = recipe_rows(experiments)
-    return styled(frame, identifier).hide(list(shared(frame)), axis="columns")
+    table = styled(frame, identifier).hide(list(shared(frame)), axis="columns")
+    return table.format_index(lambda name: name.replace("_", " "), axis="columns")  # a head that can break its line
 
 
 def recipes_caption(experiments: Mapping[str, Experiment]) -> str:
