@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from urank import datasets, paper
 from urank.figures.contrasts import label, training, variant, without_variants
-from urank.figures.tables import off, printed_row
+from urank.figures.tables import off, printed_row, timings
 from urank.records import Record
 
 
@@ -114,20 +114,14 @@ def without_probes(records: Sequence[Record]) -> str:
 
 def unsteady(records: Sequence[Record]) -> str:
     """A warning where one architecture was timed at so different speeds that the column *speed* says nothing."""
-    timings = [row for record in records for row in original_timings(record)]
-    speeds = [row["images_per_second"] for row in timings]
-    if len({row["device"] for row in timings}) != 1 or max(speeds) < 1.5 * min(speeds):
+    timed = [rows["original"] for rows in map(timings, records) if rows]
+    speeds = [row["images_per_second"] for row in timed]
+    if len({row["device"] for row in timed}) != 1 or max(speeds) < 1.5 * min(speeds):
         return ""
     return (
         f" The original networks, which are of one architecture, were timed at {min(speeds):.0f} to {max(speeds):.0f} "
         "images a second: the machine was not at rest, and *speed* says nothing here."
     )
-
-
-def original_timings(record: Record) -> list[dict]:
-    """Of the original network in batches of 256, in the first precision timed; [] where it was not."""
-    timings = [row for row in record["latency"] if (row["network"], row["batch"]) == ("original", 256)]
-    return timings[:1]
 
 
 def against_papers_order(records: Sequence[Record]) -> str:

@@ -62,7 +62,7 @@ def contrast(records: Sequence[Record]) -> str:
     apart = f"{100 * (most.plan.mlu - least.plan.mlu):.1f} points"
     return (
         f"The MLU of **{label(most, records)}** is {'the largest, ' if len(records) > 2 else ''}{apart} above that of "
-        f"**{label(least, records)}**{papers_contrast(most, least)}.{trained_otherwise(most, least, records)}"
+        f"**{label(least, records)}**{papers_contrast(most, least)}.{trained_otherwise(most, least)}"
     )
 
 
@@ -74,7 +74,7 @@ def papers_contrast(most: Record, least: Record) -> str:
     return f" (the paper's: {printed[0]['mlu'] - printed[1]['mlu']:+.0f})"
 
 
-def trained_otherwise(most: Record, least: Record, records: Sequence[Record]) -> str:
+def trained_otherwise(most: Record, least: Record) -> str:
     """A warning where two networks from scratch were trained for different numbers of epochs."""
     if variant(most) or variant(least):
         return ""
