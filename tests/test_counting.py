@@ -1,9 +1,21 @@
+import copy
+
 import pytest
 import torch
 from conftest import NETWORKS, briefly_trained, in_batches, small_mlp, structured_images
 from torch import nn
 
-from urank.counting import SAFETY, Bfloat16, Exact, Screened, Sequential, choose_counter, margins
+from urank.counting import (
+    SAFETY,
+    Bfloat16,
+    Exact,
+    Near,
+    Screened,
+    Sequential,
+    WrongPresumption,
+    choose_counter,
+    margins,
+)
 from urank.decompose import project_network
 from urank.layers import evaluating
 from urank.precision import has_fast_bfloat16
@@ -34,26 +46,105 @@ def decisions(plan):
     return [(probe.layer, probe.side, probe.k, probe.passed) for probe in plan.probes]
 
 
+@pytest.mark.parametrize("evaluation", ["near", "screened"])
 @pytest.mark.parametrize("mode", ["joint", "isolated"])
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, 4.0])
-def test_screened_gives_the_plan_of_exact(trained, mode, tolerance):
+def test_gives_the_plan_of_exact(trained, mode, tolerance, evaluation):
     network, grams, batches = trained
     plans = [
-        search_ranks(network, grams, batches, tolerance, mode, evaluation=evaluation, progress=False)
-        for evaluation in ("exact", "screened")
+        search_ranks(network, grams, batches, tolerance, mode, evaluation=kind, progress=False)
+        for kind in ("exact", evaluation)
     ]
     assert decisions(plans[1]) == decisions(plans[0])
     assert plans[1].layers == plans[0].layers
     assert any(not probe.passed for probe in plans[0].probes)
 
 
-@pytest.mark.parametrize("evaluation", ["exact", "screened"])
+@pytest.mark.parametrize("evaluation", ["exact", "near", "screened"])
 def test_an_autocast_around_the_search_changes_nothing(trained, evaluation):
     network, grams, batches = trained
     options = dict(tolerance=1.0, evaluation=evaluation, progress=False)
     plan = search_ranks(network, grams, batches, **options)
     with torch.autocast("cpu", torch.bfloat16):
         assert search_ranks(network, grams, batches, **options) == plan
+
+
+class TestNear:
+    @pytest.fixture
+    def ranked(self):
+        """Forty images with the margins 1 to 40, in four batches, and a weight for each image's margin."""
+        network = nn.Linear(40, 2, bias=False)
+        network.weight.data.copy_(torch.stack([torch.zeros(40), torch.arange(1.0, 41)]))
+        return network, in_batches(torch.eye(40), torch.ones(40, dtype=torch.long), 10)
+
+    def prepared(self, network, batches):
+        near = counter_of(Near, network, batches)
+        assert near.prepare() == near.images == 40
+        near.images = 0
+        return near
+
+    @pytest.mark.parametrize("loss, run", [(0.0, 10), (5.0, 10), (5.5, 20), (10.5, 30), (20.0, 40)])
+    def test_runs_on_while_the_next_margin_is_within_twice_the_loss(self, ranked, loss, run):
+        network, batches = ranked
+        with evaluating(network):
+            near = self.prepared(network, batches)
+            network.weight.data[1] -= loss
+            expected = counter_of(Exact, network, batches).count(0)
+            assert near.count(0) == expected == 40 - int(loss)  # a tie is answered by the first class
+            assert near.images == run
+            assert near.prepare() == expected and near.images == 40
+
+    def test_a_failure_is_certain(self, ranked):
+        network, batches = ranked
+        with evaluating(network):
+            near = self.prepared(network, batches)
+            network.weight.data[1, :15] = -1
+            assert near.count(30) is None
+            assert near.images == 20
+
+    def test_a_presumption_that_is_wrong_is_the_last(self, ranked):
+        network, batches = ranked
+        with evaluating(network):
+            near = self.prepared(network, batches)
+            network.weight.data[1, 39] = -1  # out of reach by all that is seen of the others
+            assert near.count(0) == 40
+            with pytest.raises(WrongPresumption):
+                near.prepare()
+            near.forget()
+            assert near.prepare() == near.count(0) == near.prepare() == 39
+
+    @pytest.mark.parametrize("mode", ["joint", "isolated"])
+    def test_a_side_is_searched_again_where_too_much_was_presumed(self, trained, mode, monkeypatch):
+        network, grams, batches = trained
+        monkeypatch.setattr("urank.counting.SAFETY", 0.0)  # every image that was right is presumed to stay right
+        forgotten = []
+        monkeypatch.setattr(Near, "forget", lambda near, forget=Near.forget: (forgotten.append(near), forget(near)))
+        plans = [
+            search_ranks(network, grams, batches, 1.0, mode, evaluation=kind, progress=False)
+            for kind in ("exact", "near")
+        ]
+        assert len(forgotten) == 2 + (mode == "isolated") * len(grams)  # at first, and once too much was presumed
+        assert decisions(plans[1]) == decisions(plans[0])
+        assert plans[1].layers == plans[0].layers
+
+    def test_sorts_images_and_activations_by_their_margins(self, trained):
+        network, grams, batches = trained
+        network, layer = copy.deepcopy(network), list(grams)[-1]
+        with evaluating(network):
+            validation = Validation(batches)
+            near = Near(network, Replay(network, validation), validation.total)
+            near.replay.advance(network.get_submodule(layer))
+            near.prepare()
+            near.sort()
+            assert near.replay._kept
+            images, labels = (torch.cat(parts) for parts in zip(*near.replay.batches))
+            logits, of_replay = (torch.cat(parts) for parts in zip(*near.replay))
+            assert of_replay.equal(labels)
+            torch.testing.assert_close(logits, network(images))
+            margin = margins(logits, labels)
+            assert (margin[1:] - margin[:-1] > -1e-5).all()
+            torch.testing.assert_close(torch.cat(near.passed), margin)
+            assert near.prepare() == Validation(batches).count_correct(network)
 
 
 class TestScreened:
@@ -200,14 +291,14 @@ class TestWarmStart:
             assert entry.k_t == entry.m or ("T", entry.k_t) in passed
 
 
-def test_auto_screens_where_bfloat16_is_fast():
+def test_auto_screens_where_bfloat16_is_fast_and_else_runs_near_images():
     network = small_mlp()
     screens = has_fast_bfloat16(torch.device("cpu"))
-    assert choose_counter("auto", network) is (Screened if screens else Exact)
-    assert choose_counter("auto", network.double()) is Exact
+    assert choose_counter("auto", network) is (Screened if screens else Near)
+    assert choose_counter("auto", network.double()) is Near
 
 
 def test_unknown_evaluation_is_named(trained):
     network, grams, batches = trained
-    with pytest.raises(ValueError, match="'auto' or one of exact, screened, bfloat16, sequential, got 'fast'"):
+    with pytest.raises(ValueError, match="'auto' or one of exact, near, screened, bfloat16, sequential, got 'fast'"):
         search_ranks(network, grams, batches, evaluation="fast", progress=False)

@@ -40,7 +40,7 @@ def test_same_grams(results):
         assert (gram - together[name]).abs().max() <= 1e-12 * gram.abs().max()
 
 
-@pytest.mark.parametrize("evaluation", ["exact", "screened"])
+@pytest.mark.parametrize("evaluation", ["exact", "near", "screened"])
 def test_same_plan(results, evaluation):
     alone, together = (RankPlan.load(folder / f"{evaluation}.json") for folder in results)
     assert together.layers == alone.layers

@@ -255,6 +255,66 @@ def test_advances_from_where_it_was():
     assert third == first + 10 and last < 5
 
 
+class Regions(nn.Module):
+    """Takes images apart into four regions each, as window attention does: what is kept has four rows an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.apart, self.first, self.last = nn.Unflatten(1, (4, 2)), Counting(2, 3), Counting(12, 5)
+
+    def forward(self, x):
+        regions = self.first(self.apart(x).flatten(0, 1))
+        return self.last(regions.view(len(x), 12))
+
+
+def reordered(replay, order, sizes):
+    images, labels = (torch.cat(parts)[order] for parts in zip(*replay.batches))
+    batches = list(zip(images.split(sizes), labels.split(sizes)))
+    replay.reorder(batches, order)
+    return batches
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_goes_on_with_the_images_in_another_order(name):
+    build, shape, _ = NETWORKS[name]
+    model = build().eval()
+    sizes, layers = [1, 3, 2], forward_order(model, shape)
+    with evaluating(model):
+        replay = Replay(model, random_batches(shape, sizes))
+        for layer in layers[:: max(1, len(layers) // 4)]:
+            replay.advance(layer)
+            batches = reordered(replay, torch.randperm(6), sizes)
+            perturb(layer)
+            for found, expected in zip(replayed(replay), logits_of(model, batches), strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "memory", "expected"),
+    [
+        (counted_network, "3", 3 * 6 * 8 * 4, [0, 0, 3, 3]),
+        (counted_network, "3", 3 * 6 * 8 * 4 - 1, [3, 3, 3, 3]),  # no room to sort in
+        (Regions, "last", 1 << 20, [3, 3]),  # not one row an image
+    ],
+)
+def test_what_is_kept_is_sorted_where_that_can_be_done(build, layer, memory, expected):
+    model, sizes = build().eval(), [1, 3, 2]
+    shape = (8,) if build is Regions else (6,)
+    with evaluating(model):
+        replay = Replay(model, random_batches(shape, sizes), memory)
+        replay.advance(model.get_submodule(layer))
+        assert replay._kept
+        batches = reordered(replay, torch.randperm(6), sizes)
+        computed(model)
+        found = replayed(replay)
+        assert computed(model) == expected
+        replay.advance(model.get_submodule(layer))
+        assert replay._kept
+        for again in (found, replayed(replay)):
+            for logits, whole in zip(again, logits_of(model, batches), strict=True):
+                torch.testing.assert_close(logits, whole)
+
+
 def test_keeps_one_activation_where_only_one_is_read():
     model, batches = create("vgg11", width=0.125).eval(), random_batches((3, 32, 32))
     with evaluating(model):

@@ -383,7 +383,7 @@ class TestAnswers:
         grams = accumulate_grams(network, [images], progress=False)
         with pytest.warns(UserWarning, match="depends on which images share a batch"):
             plan = search_ranks(network, grams, [(images, labels)], 0.0, progress=False)
-        assert plan.correct == Validation([(images, labels)]).hardest_first(network).count_correct(network)
+        assert plan.correct == Validation([(images, labels)]).hardest_first(network)[0].count_correct(network)
         assert plan.layers[0].k_s < plan.layers[0].d
 
 
@@ -403,9 +403,9 @@ class TestValidation:
     def test_leaves_large_data_sets_a_byte_a_pixel(self, monkeypatch):
         digits = datasets.load("digits10", train=60, test=50)
         network, batches = create("vgg11", width=0.06).eval(), digits.batches(digits.test, 16)
-        held = Validation(batches).hardest_first(network)
+        held, _ = Validation(batches).hardest_first(network)
         monkeypatch.setattr(urank.validation, "HELD", batches.nbytes - 1)
-        left = Validation(batches).hardest_first(network)
+        left, _ = Validation(batches).hardest_first(network)
         assert isinstance(left.batches, datasets.Batches) and not isinstance(held.batches, datasets.Batches)
         assert left.total == held.total == 50
         for one, other in zip(left, held, strict=True):
@@ -429,14 +429,14 @@ class TestValidation:
 
     def test_hardest_first_is_the_same_images_by_their_margins(self, trained):
         network, _, batches = trained("cnn")
-        ordered = Validation(batches).hardest_first(network)
+        ordered, correct = Validation(batches).hardest_first(network)
         assert [len(labels) for _, labels in ordered] == [2, 4, 8, 16, 32, 64, 24]  # of 150 in batches of 64
         with torch.no_grad():
             found = torch.cat([margins(network(images), labels) for images, labels in ordered])
             plain = torch.cat([margins(network(images), labels) for images, labels in batches])
         torch.testing.assert_close(found, plain.sort().values)
         assert ordered.total == sum(len(labels) for _, labels in batches)
-        assert int((found > 0).sum()) == naive.count_correct(network, batches)
+        assert int((found > 0).sum()) == naive.count_correct(network, batches) == correct
 
     def test_is_taken_by_the_search_as_it_is(self, trained):
         network, calibration, batches = trained("mlp")
@@ -454,7 +454,7 @@ class TestValidation:
         training = copy.deepcopy(network).train()
         for source in ([images for images, _ in batches], batches, [(images, None) for images, _ in batches]):
             validation = Validation.agreement(training, iter(source))
-            assert validation.counts == validation.hardest_first(network).counts == "agreement"
+            assert validation.counts == validation.hardest_first(network)[0].counts == "agreement"
             assert training.training
             with torch.no_grad():
                 for (images, labels), (expected, _) in zip(validation, batches, strict=True):

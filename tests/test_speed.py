@@ -27,10 +27,11 @@ def test_both_sides_of_every_gram_matrix_agree():
 
 def test_the_naive_search_is_this_packages(monkeypatch):
     """Equal plans; the ratio is not tested, nor could it be."""
-    monkeypatch.setitem(script.SEARCHES, "vgg11", (0.06, 60))
+    monkeypatch.setitem(script.SEARCHES, "vgg11", (0.06, 60, 1))
     monkeypatch.setattr(script, "trained", tiny)
-    [row, *_] = script.search_part("vgg11", None)
-    assert row["same"] and row["probes"] > 30 and row["images"] == 60
+    rows = script.search_part("vgg11", None)
+    assert [row["what"].split()[-1] for row in rows[:2]] == ["exact", "near"]
+    assert all(row["same"] and row["probes"] > 30 and row["images"] == 60 for row in rows)
 
 
 def test_the_command_writes_what_the_page_reads(monkeypatch, tmp_path, capsys):

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     batches = in_batches(validation[0].float(), validation[1], 25)  # 7 batches; shares of 76 and 75 images
     grams = accumulate_grams(network, in_batches(calibration[0].float(), calibration[1], 64), progress=False)
     write_tensors(folder / "grams.safetensors", grams)
-    for evaluation in ("exact", "screened", "sequential"):
+    for evaluation in ("exact", "near", "screened", "sequential"):
         plan = search_ranks(network, grams, batches, 1.0, evaluation=evaluation, progress=False)
         plan.save(folder / f"{evaluation}.json")
     correct = Validation(batches).count_correct(network)

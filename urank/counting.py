@@ -3,6 +3,8 @@
 A probe of the search asks whether at least `needed` images are. The counters differ in what they compute for it:
 
 - `Exact` runs every image in the network's own precision, and stops when a failure is certain.
+- `Near` leaves out the images whose margin is more than twice the largest loss of a margin that the probe was seen to
+  cause. They are run for the last probe that passed on a side, and where that contradicts, the layer is searched again.
 - `Screened` runs every image in bfloat16 and settles in full precision those whose margin is within twice the largest
   error that bfloat16 was seen to make on this network and these images. Its answers are those of `Exact` unless another
   image's margin moved further.
@@ -11,6 +13,7 @@ A probe of the search asks whether at least `needed` images are. The counters di
 """
 
 from collections.abc import Iterator
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +22,9 @@ from urank.distributed import totals
 from urank.precision import has_fast_bfloat16
 from urank.replay import Replay
 
-SAFETY = 2.0  # an image is settled where its margin is within this many times the largest error of a margin so far
+# An image is run where its margin is within this many times the largest loss of a margin so far, or settled where it is
+# within this many times the largest error.
+SAFETY = 2.0
 
 TOGETHER = 256  # images that are settled in one batch, or somewhat more
 
@@ -48,6 +53,9 @@ class Exact:
         """Take note of the network with what was found so far in place; how many it gets right, where it is counted."""
         return None
 
+    def sort(self) -> None:
+        """Put the images in the order of their margins as they are now, where these are known."""
+
     def count(self, needed: int) -> int | None:
         """How many images are classified correctly, or None as soon as it is certain that fewer than `needed` are."""
         wrong = 0
@@ -57,17 +65,90 @@ class Exact:
                 return None
         return self.total - wrong
 
-    def outputs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for logits, labels in self.replay:
+    def forget(self) -> None:
+        """The network is another one: what is known of its answers does not count."""
+
+    def outputs(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(logits, labels) of every batch but the `first`."""
+        for logits, labels in self.replay.since(first):
             self.images += len(labels)
             yield logits, labels
+
+
+class WrongPresumption(Exception):
+    """An image that a passing probe was presumed to leave right is answered wrong."""
+
+
+class Near(Exact):
+    """Images from the smallest margin on, until those that are left are out of the probe's reach.
+
+    Out of reach is a margin, before the probe, of more than `safety` times the most that the probe took from the margin
+    of an image so far: the probe is presumed to leave such an image right. So a failure is certain and a success
+    presumed, until `prepare` runs what the last passing probe left out.
+
+    Attributes:
+        safety: infinite, so that every image is run, from the first presumption on that proved wrong.
+    """
+
+    def __init__(self, network: nn.Module, replay: Replay, total: int):
+        super().__init__(network, replay, total)
+        self.safety = SAFETY
+        self.forget()
+
+    def forget(self) -> None:
+        self.before: list[Tensor] = []  # of every batch: the margins before a probe
+        self.passed: list[Tensor] = []  # of the first batches, which the last passing probe ran: the margins it left
+        self.wrong = 0  # of the same images: how many it left wrong
+
+    def prepare(self) -> int:
+        """Run what was left out.
+
+        Raises:
+            WrongPresumption: an image of it is answered wrong.
+        """
+        left_out_wrong = 0
+        for logits, labels in self.outputs(len(self.passed)):
+            self.passed.append(margins(logits, labels))
+            left_out_wrong += int((logits.argmax(1) != labels).sum())
+        self.wrong += left_out_wrong
+        [wrong, left_out_wrong] = totals(self.wrong, left_out_wrong)
+        if self.before and left_out_wrong:
+            self.safety = inf
+            raise WrongPresumption
+        self.before = self.passed
+        least = torch.stack([margin.min() for margin in self.before])
+        self.least_left = [*least.flip(0).cummin(0).values.flip(0).tolist(), inf]  # from each batch on
+        return self.total - wrong
+
+    def sort(self) -> None:
+        if self.passed:
+            margin, sizes = torch.cat(self.passed), [len(part) for part in self.passed]
+            order = margin.argsort(stable=True)
+            self.passed = list(margin[order].split(sizes))
+            self.replay.reorder(self.replay.batches.in_order(order, sizes), order)
+
+    def count(self, needed: int) -> int | None:
+        passed, own_wrong, wrong, lost = [], 0, 0, 0.0
+        for (logits, labels), before, least_left in zip(self.outputs(), self.before, self.least_left[1:]):
+            passed.append(margins(logits, labels))
+            lost = max(lost, (before - passed[-1]).max().item())
+            news = int((logits.argmax(1) != labels).sum())
+            own_wrong += news
+            news, within_reach = totals(news, not least_left > self.safety * lost)  # also where that is inf x 0
+            wrong += news
+            if self.total - wrong < needed:
+                return None
+            if not within_reach:
+                break
+        self.passed, self.wrong = passed, own_wrong
+        return self.total - wrong
 
 
 class Bfloat16(Exact):
     """Every image in bfloat16: an approximation."""
 
-    def outputs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        outputs = super().outputs()
+    def outputs(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        outputs = super().outputs(first)
         while True:
             with self.bfloat16():
                 batch = next(outputs, None)
@@ -179,11 +260,13 @@ class Sequential(Exact):
         return self.before + gained - lost
 
 
-COUNTERS: dict[str, type[Exact]] = dict(exact=Exact, screened=Screened, bfloat16=Bfloat16, sequential=Sequential)
+COUNTERS: dict[str, type[Exact]] = dict(
+    exact=Exact, near=Near, screened=Screened, bfloat16=Bfloat16, sequential=Sequential
+)
 
 
 def choose_counter(evaluation: str, network: nn.Module) -> type[Exact]:
-    """The counter called `evaluation`; "auto" screens a float32 network where bfloat16 is fast.
+    """The counter called `evaluation`; "auto" screens a float32 network where bfloat16 is fast, else runs near images.
 
     Raises:
         ValueError: no counter of this name.
@@ -191,7 +274,7 @@ def choose_counter(evaluation: str, network: nn.Module) -> type[Exact]:
     if evaluation == "auto":
         parameter = next(network.parameters())
         screens = parameter.dtype == torch.float32 and has_fast_bfloat16(parameter.device)
-        evaluation = "screened" if screens else "exact"
+        evaluation = "screened" if screens else "near"
     if evaluation not in COUNTERS:
         raise ValueError(f"evaluation is 'auto' or one of {', '.join(COUNTERS)}, got {evaluation!r}")
     return COUNTERS[evaluation]

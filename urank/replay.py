@@ -8,8 +8,9 @@ these results only those that some later computation reads are kept; the others 
 """
 
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from types import NoneType
 from typing import NamedTuple
 
@@ -53,7 +54,11 @@ class Replay:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits, labels) of every batch."""
-        for index, (images, labels) in enumerate(self.batches):
+        return self.since(0)
+
+    def since(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(logits, labels) of every batch but the `first`, which are not run."""
+        for index, (images, labels) in islice(enumerate(self.batches), first, None):
             with returning(self._before(index)):
                 logits = self.model(images)
             yield logits, labels
@@ -74,19 +79,33 @@ class Replay:
             self.exact = False
         self._kept = self._fill(cut) if self.exact else []
 
+    def reorder(self, batches: Sequence, order: Tensor) -> None:
+        """Go on with `batches`: the same images in the order of the indices `order` (n,), in as many of the same sizes.
+
+        What is kept is put in this order where that is possible: there are rows of every image, and room for copies.
+        """
+        self.batches = batches
+        sizes = [len(labels) for _, labels in batches]
+        if len(self._kept) == len(sizes) and 3 * size_of(self._kept) <= self.memory:
+            self._kept = reordered(self._kept, order, sizes)
+        else:
+            self._kept = []
+        self._finished = self._finished if self._kept else set()
+
     def _before(self, index: int) -> Results:
         return self._kept[index] if index < len(self._kept) else {}
 
     def _fill(self, cut: "_Cut") -> list[Results]:
-        kept, old = [], self._kept
+        kept, old, room = [], self._kept, self.memory
+        sizes = [size_of([results]) for results in old]
         for index, (images, _) in enumerate(self.batches):
             with returning(self._before(index)):
                 results = cut.record(images)
             if index < len(old):
-                old[index] = {}  # superseded
-            room = self.memory - size_of([*kept, results])
-            while len(old) > index + 1 and size_of(old) > room:
-                old.pop()  # the last batches make room: they are run whole
+                old[index], sizes[index] = {}, 0  # superseded
+            room -= size_of([results])
+            while len(old) > index + 1 and sum(sizes) > room:
+                del old[-1], sizes[-1]  # the last batches make room: they are run whole
             if room < 0:
                 break
             kept.append(results)
@@ -208,6 +227,18 @@ def is_data(leaf) -> bool:
 def size_of(kept: list[Results]) -> int:
     """Bytes of the activations in `kept`."""
     return sum(leaf.nbytes for results in kept for leaf in tree_flatten(list(results.values()))[0] if is_data(leaf))
+
+
+def reordered(kept: list[Results], order: Tensor, sizes: Sequence[int]) -> list[Results]:
+    """`kept` with the rows of all batches in another order; empty where a tensor has not one row an image."""
+    flat = [tree_flatten(results) for results in kept]
+    columns = [list(column) for column in zip(*(leaves for leaves, _ in flat))]
+    for column in columns:
+        if is_data(column[0]):
+            if [len(leaf) for leaf in column] != list(sizes):
+                return []
+            column[:] = torch.cat(column)[order].split(sizes)
+    return [structure.unflatten(leaves) for leaves, (_, structure) in zip(zip(*columns), flat)]
 
 
 @contextmanager

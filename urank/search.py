@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from urank.counting import Exact, Screened, Sequential, choose_counter
+from urank.counting import Exact, Near, Screened, Sequential, WrongPresumption, choose_counter
 from urank.deadline import check_time
 from urank.files import read_json, write_json
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
@@ -52,9 +52,11 @@ def search_ranks(
         mode: "joint" leaves what was found in place, and each projection is compared with the network just before
             it, so that at most 2 L epsilon points are lost over L layers. "isolated" searches each layer in the
             otherwise unmodified network, whose accuracy its input side may miss by epsilon, both sides by 2 epsilon.
-        evaluation: how a probe is decided (see `counting`). "screened" gives the plan of "exact" unless bfloat16 moves
-            an image's margin by far more than was seen; "auto" is "screened" for a float32 network where the device
-            multiplies bfloat16 in hardware, else "exact". "bfloat16" and "sequential" are approximations.
+        evaluation: how a probe is decided (see `counting`). "exact" runs every image until a failure is certain. "near"
+            gives its plan unless a probe before the last that passes on its side takes far more from an image's margin
+            than it was seen to take; "screened" unless bfloat16 moves one by far more than was seen.
+            "auto" is "screened" for a float32 network where the device multiplies bfloat16 in hardware, else "near".
+            "bfloat16" and "sequential" are approximations.
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
         memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.
@@ -127,17 +129,22 @@ class _Search:
         self.network, self.layers = network, matrix_layers(network)
         self.mode, self.warm_start = mode, warm_start
         self.validation, self.tolerance = validation, float(tolerance)
-        counted, counter = validation.count_correct(network), choose_counter(evaluation, network)
-        ordered = validation.shuffled() if counter is Sequential else validation.hardest_first(network)
-        self.base = self.correct = ordered.count_correct(network)  # in the order of the probes
+        counter = choose_counter(evaluation, network)
+        ordered, counted = validation.hardest_first(network)
+        ordered = validation.shuffled() if counter is Sequential else ordered
+        self.replay = Replay(network, ordered.shared(), memory)
+        self.counter = counter(network, self.replay, validation.total)
+        with evaluating(network):
+            again = self.counter.prepare()  # in the order of the probes
+        self.base = self.correct = ordered.count_correct(network) if again is None else again
         if self.differs(counted):
             warnings.warn(
                 f"{counted} of {validation.total} images are classified correctly in the batches given, {self.base} in "
                 "others: what this network answers depends on which images share a batch, and so will its ranks",
                 stacklevel=3,
             )
-        self.replay = Replay(network, ordered.shared(), memory)
-        self.counter = counter(network, self.replay, validation.total)
+            if counter is Near:  # presumes that an image is answered the same in every batch
+                self.counter = Exact(network, self.replay, validation.total)
         self.allowed = allowed_loss(tolerance, validation.total)
         self.found: list[LayerRank] = []
         self.probes: list[Probe] = []
@@ -157,7 +164,7 @@ class _Search:
 
         A Gram matrix that was summed again, by other threads say, differs in its last digits: its rounded trace counts.
         """
-        counter = "exact" if type(self.counter) in (Exact, Screened) else type(self.counter).__name__
+        counter = "exact" if type(self.counter) in (Exact, Near, Screened) else type(self.counter).__name__
         traces = {name: f"{gram.trace().item():.5e}" for name, gram in grams.items()}
         protocol = (self.tolerance, self.mode, counter, self.warm_start, self.validation.counts, traces)
         weights = (tensor for tensor in self.network.state_dict().values() if isinstance(tensor, Tensor))
@@ -176,6 +183,7 @@ class _Search:
         for entry in self.found if self.mode == "joint" else ():
             project_layer(self.layers[entry.layer], grams[entry.layer], entry.k_s, entry.k_t)
             self.correct = entry.correct
+        self.counter.forget()
 
     def layer(self, name: str, gram: Tensor, bar: tqdm) -> LayerRank:
         """Both sides of one layer. In joint mode W' stays in the network, in isolated mode W comes back."""
@@ -183,6 +191,7 @@ class _Search:
         W = weight_matrix(layer)
         d, m = W.shape
         inputs, outputs = layer_spectra(gram, W)
+        self.counter.sort()
         self.replay.advance(layer)
 
         def side(label: str, spectrum: Spectrum, before: int, needed: int, project: Callable[[int], Tensor]):
@@ -191,9 +200,20 @@ class _Search:
                 set_weight_matrix(layer, project(k))
                 return self.counter.count(needed)
 
-            k, correct = self._bisect(name, label, spectrum, before, correct_with)
-            set_weight_matrix(layer, project(k))
-            return k, self._recounted(correct)
+            def searched() -> tuple[int, int]:
+                k, correct = self._bisect(name, label, spectrum, before, correct_with)
+                set_weight_matrix(layer, project(k))
+                return k, self._recounted(correct)
+
+            begun, asked = weight_matrix(layer), len(self.probes)
+            try:
+                return searched()
+            except WrongPresumption:  # there is none the second time
+                set_weight_matrix(layer, begun)
+                self.counter.forget()
+                self.counter.prepare()
+                del self.probes[asked:]
+                return searched()
 
         before = self._recounted(self.correct if self.mode == "joint" else self.base)
         needed = before - self.allowed
@@ -203,6 +223,7 @@ class _Search:
         projected = project_weight(W, inputs, outputs, k_s, k_t)
         if self.mode == "isolated":
             set_weight_matrix(layer, W)
+            self.counter.forget()
         self.correct = correct
         return LayerRank(name, d, m, utilized_rank(W), k_s, k_t, utilized_rank(projected), correct)
 

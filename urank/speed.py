@@ -22,7 +22,7 @@ RATIOS = {
     "naive_peak_mib": "naive, MiB",
     "peak_mib": "this package, MiB",
 }
-SEARCH = RATIOS | {"images": "images", "probes": "probes", "failed": "failed"}
+SEARCH = RATIOS | {"images": "images", "correct": "correct", "probes": "probes", "failed": "failed"}
 DELVE = {name: label for name, label in RATIOS.items() if name != "same"}
 DELVE |= {"naive_seconds": "delve, s", "naive_peak_mib": "delve, MiB"}
 APPROXIMATION = RATIOS | {

@@ -71,18 +71,28 @@ class Validation:
         with evaluating(model):
             return totals(sum(_checked_correct(answers(model, images), labels) for images, labels in share(self)))[0]
 
-    def hardest_first(self, model: nn.Module) -> "Validation":
+    def hardest_first(self, model: nn.Module) -> tuple["Validation", int]:
         """The same images in the order of the margin by which `model` gets them right, the smallest first.
 
         A probe that fails then fails after a few batches. The margin is the label's logit less the largest other.
+
+        Returns:
+            These, and how many `model` classifies correctly in the batches as they are.
+
+        Raises:
+            ValueError, FloatingPointError: as `count_correct`.
         """
+        margin, correct = [], 0
         with evaluating(model):
-            order = torch.cat([margins(model(images), labels) for images, labels in self]).argsort(stable=True)
-        return self._in_order(order)
+            for images, labels in self:
+                logits = answers(model, images)
+                correct += _checked_correct(logits, labels)
+                margin.append(margins(logits, labels))
+        return self.in_order(torch.cat(margin).argsort(stable=True)), correct
 
     def shuffled(self) -> "Validation":
         """The same images in a random order, always the same one."""
-        return self._in_order(torch.randperm(self.total, generator=torch.Generator().manual_seed(0)))
+        return self.in_order(torch.randperm(self.total, generator=torch.Generator().manual_seed(0)))
 
     def shared(self) -> "Validation":
         """This process's share of every batch.
@@ -98,8 +108,9 @@ class Validation:
         rows = [part[number::count] for part in torch.arange(self.total).split(self.batches.sizes)]
         return Validation(self.batches.in_order(torch.cat(rows), [len(part) for part in rows]), self.counts)
 
-    def _in_order(self, order: Tensor) -> "Validation":
-        sizes = growing_sizes(self.total, max(self.batches.sizes), least=processes()[1])
+    def in_order(self, order: Tensor, sizes: Sequence[int] | None = None) -> "Validation":
+        """The same images in the order of the indices `order` (n,), in batches of `sizes`; by default growing ones."""
+        sizes = sizes or growing_sizes(self.total, max(self.batches.sizes), least=processes()[1])
         return Validation(self.batches.in_order(order, sizes), self.counts)
 
 
@@ -113,6 +124,7 @@ class Held:
 
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]):
         self.batches = [(images, as_classes(labels)) for images, labels in batches if len(labels)]
+        self.whole: tuple[Tensor, Tensor] | None = None  # images and labels that the batches are parts of
         self.sizes = [len(labels) for _, labels in self.batches]
         self.total = sum(self.sizes)
 
@@ -121,8 +133,10 @@ class Held:
 
     def in_order(self, order: Tensor, sizes: Sequence[int]) -> "Held":
         """The same images in the order of the indices `order` (n,), in batches of these sizes."""
-        images, labels = (torch.cat(parts)[order.to(parts[0].device)] for parts in zip(*self.batches))
-        return Held(zip(images.split(sizes), labels.split(sizes)))
+        images, labels = (part[order.to(part.device)] for part in self.whole or map(torch.cat, zip(*self.batches)))
+        held = Held(zip(images.split(sizes), labels.split(sizes)))
+        held.whole = images, labels
+        return held
 
 
 def growing_sizes(total: int, most: int, least: int) -> list[int]:
