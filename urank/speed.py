@@ -22,7 +22,8 @@ RATIOS = {
     "naive_peak_mib": "naive, MiB",
     "peak_mib": "this package, MiB",
 }
-SEARCH = RATIOS | {"images": "images", "correct": "correct", "probes": "probes", "failed": "failed"}
+SEARCH = {name: label for name, label in RATIOS.items() if name != "processor_ratio"}
+SEARCH |= {"images": "images", "correct": "correct", "probes": "probes", "failed": "failed"}
 DELVE = {name: label for name, label in RATIOS.items() if name != "same"}
 DELVE |= {"naive_seconds": "delve, s", "naive_peak_mib": "delve, MiB"}
 APPROXIMATION = RATIOS | {
