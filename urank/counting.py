@@ -4,7 +4,7 @@ A probe of the search asks whether at least `needed` images are. The counters di
 
 - `Exact` runs every image in the network's own precision, and stops when a failure is certain.
 - `Near` leaves out the images whose margin is more than twice the largest loss of a margin that the probe was seen to
-  cause. They are run for the last probe that passed on a side, and where that contradicts, the layer is searched again.
+  cause. They are run for the last probe that passed on a side, and where that contradicts, the side is searched again.
 - `Screened` runs every image in bfloat16 and settles in full precision those whose margin is within twice the largest
   error that bfloat16 was seen to make on this network and these images. Its answers are those of `Exact` unless another
   image's margin moved further.
