@@ -86,11 +86,8 @@ class Replay:
         """
         self.batches = batches
         sizes = [len(labels) for _, labels in batches]
-        if len(self._kept) == len(sizes) and 3 * size_of(self._kept) <= self.memory:
-            self._kept = reordered(self._kept, order, sizes)
-        else:
-            self._kept = []
-        self._finished = self._finished if self._kept else set()
+        whole = len(self._kept) == len(sizes) and 3 * size_of(self._kept) <= self.memory
+        self._kept = reordered(self._kept, order, sizes) if whole else []
 
     def _before(self, index: int) -> Results:
         return self._kept[index] if index < len(self._kept) else {}
