@@ -34,8 +34,8 @@ from urank.precision import has_fast_bfloat16
 from urank.provenance import describe
 
 OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "speed.json"
-# network -> width, validation images, epochs of training (of a transformer a quarter): enough that a pass over the images
-# takes most of the time and that nearly all of them are right
+# network -> width, validation images, epochs of training (of a transformer a quarter): enough that a pass over the
+# images takes most of the time and that nearly all of them are right
 SEARCHES = {"vgg11": (0.25, 10_000, 6), "resnet18": (1.0, 1000, 6), "deit": (0.34, 300, 8)}
 SEARCH_TOLERANCE = 0.1  # the paper's
 TOLERANCE = 0.5  # of the other parts, which have few images

@@ -69,7 +69,8 @@ def test_an_autocast_around_the_search_changes_nothing(trained, evaluation):
         assert search_ranks(network, grams, batches, **options) == plan
 
 
-class TestNear:
+@pytest.mark.parametrize("kind", [Near, Screened])  # the numbers are such that bfloat16 holds them exactly
+class TestReach:
     @pytest.fixture
     def ranked(self):
         """Forty images with the margins 1 to 40, in four batches, and a weight for each image's margin."""
@@ -77,35 +78,36 @@ class TestNear:
         network.weight.data.copy_(torch.stack([torch.zeros(40), torch.arange(1.0, 41)]))
         return network, in_batches(torch.eye(40), torch.ones(40, dtype=torch.long), 10)
 
-    def prepared(self, network, batches):
-        near = counter_of(Near, network, batches)
-        assert near.prepare() == near.images == 40
+    def prepared(self, kind, network, batches):
+        near = counter_of(kind, network, batches)
+        assert near.prepare() == 40
         near.images = 0
         return near
 
     @pytest.mark.parametrize("loss, run", [(0.0, 10), (5.0, 10), (5.5, 20), (10.5, 30), (20.0, 40)])
-    def test_runs_on_while_the_next_margin_is_within_twice_the_loss(self, ranked, loss, run):
+    def test_runs_on_while_the_next_margin_is_within_twice_the_loss(self, kind, ranked, loss, run):
         network, batches = ranked
         with evaluating(network):
-            near = self.prepared(network, batches)
+            near = self.prepared(kind, network, batches)
             network.weight.data[1] -= loss
             expected = counter_of(Exact, network, batches).count(0)
             assert near.count(0) == expected == 40 - int(loss)  # a tie is answered by the first class
             assert near.images == run
-            assert near.prepare() == expected and near.images == 40
+            assert near.prepare() == expected
+            assert near.images == 40 + (kind is Screened) * 10  # on which it measures its error
 
-    def test_a_failure_is_certain(self, ranked):
+    def test_a_failure_is_certain(self, kind, ranked):
         network, batches = ranked
         with evaluating(network):
-            near = self.prepared(network, batches)
+            near = self.prepared(kind, network, batches)
             network.weight.data[1, :15] = -1
             assert near.count(30) is None
             assert near.images == 20
 
-    def test_a_presumption_that_is_wrong_is_the_last(self, ranked):
+    def test_a_presumption_that_is_wrong_is_the_last(self, kind, ranked):
         network, batches = ranked
         with evaluating(network):
-            near = self.prepared(network, batches)
+            near = self.prepared(kind, network, batches)
             network.weight.data[1, 39] = -1  # out of reach by all that is seen of the others
             assert near.count(0) == 40
             with pytest.raises(WrongPresumption):
@@ -113,16 +115,17 @@ class TestNear:
             near.forget()
             assert near.prepare() == near.count(0) == near.prepare() == 39
 
+
+class TestNear:
+    @pytest.mark.parametrize("warm_start", [False, True])
     @pytest.mark.parametrize("mode", ["joint", "isolated"])
-    def test_a_side_is_searched_again_where_too_much_was_presumed(self, trained, mode, monkeypatch):
+    def test_a_side_is_searched_again_where_too_much_was_presumed(self, trained, mode, warm_start, monkeypatch):
         network, grams, batches = trained
+        options = dict(tolerance=1.0, mode=mode, warm_start=warm_start, progress=False)
         monkeypatch.setattr("urank.counting.SAFETY", 0.0)  # every image that was right is presumed to stay right
         forgotten = []
         monkeypatch.setattr(Near, "forget", lambda near, forget=Near.forget: (forgotten.append(near), forget(near)))
-        plans = [
-            search_ranks(network, grams, batches, 1.0, mode, evaluation=kind, progress=False)
-            for kind in ("exact", "near")
-        ]
+        plans = [search_ranks(network, grams, batches, evaluation=kind, **options) for kind in ("exact", "near")]
         assert len(forgotten) == 2 + (mode == "isolated") * len(grams)  # at first, and once too much was presumed
         assert decisions(plans[1]) == decisions(plans[0])
         assert plans[1].layers == plans[0].layers
@@ -162,8 +165,27 @@ class TestScreened:
             assert counter_of(Bfloat16, network, batches).count(0) == 0  # equal logits: the first class
             screened = counter_of(Screened, network, batches)
             screened.prepare()
+            screened.images_settled = 0
             assert screened.count(0) == counter_of(Exact, network, batches).count(0) == 40
-            assert screened.settled == 40
+            assert screened.images_settled == 40
+
+    def test_settles_where_bfloat16_gives_no_number(self, close, monkeypatch):
+        network, batches = close
+        with evaluating(network):
+            screened = counter_of(Screened, network, batches)
+            screened.prepare()
+            screened.images_settled = 0
+            outputs = screened.outputs
+            monkeypatch.setattr(
+                screened, "outputs", lambda: ((logits * torch.nan, labels) for logits, labels in outputs())
+            )
+            assert screened.count(0) == 40 == screened.images_settled
+
+    def test_takes_a_network_in_another_precision(self, close):
+        network, batches = close
+        network, batches = network.double(), [(images.double(), labels) for images, labels in batches]
+        with evaluating(network):
+            assert counter_of(Screened, network, batches).prepare() == 40
 
     @pytest.mark.parametrize("label, correct", [(0, 40), (1, 0)])
     def test_a_tie_is_decided_as_by_the_first_of_the_largest_logits(self, close, label, correct):
@@ -180,39 +202,43 @@ class TestScreened:
         network.weight.data[1] = 5
         with evaluating(network):
             screened = counter_of(Screened, network, batches)
-            screened.prepare()
-            assert screened.count(40) == 40
-            assert screened.settled == 0 and screened.images == 16 + 40
+            assert screened.prepare() == 40
+            assert screened.images == 16 + 40  # the first batch to measure on, then all
+            assert screened.images_settled == 0
 
     def test_error_is_the_largest_seen(self, trained):
         network, _, batches = trained
         with evaluating(network):
             screened = counter_of(Screened, network, batches)
             screened.prepare()
-            images, labels = batches[0]
-            with torch.autocast("cpu", torch.bfloat16):
-                rounded = network(images).float()
-            difference = (margins(network(images), labels) - margins(rounded, labels)).abs().max()
-            assert 0 < screened.error == difference.item()
-            margin, truth = screened._screen(0), torch.cat([margins(network(x), y) for x, y in batches])
-            screened.error = margin.abs().median().item() / SAFETY  # so large that half of the images are settled
-            doubtful = margin.abs() <= SAFETY * screened.error
+            rounded, exact = (
+                torch.cat([margins(logits, labels) for logits, labels in outputs])
+                for outputs in (screened.outputs(), screened.replay)
+            )
+            difference = (exact - rounded).abs()
+            assert screened.error >= difference[: len(batches[0][1])].max() > 0
+            screened.error = (
+                rounded.abs().median().item() / SAFETY
+            )  # so large that about half of the images are settled
+            doubtful, screened.images_settled = rounded.abs() < screened.doubt, 0
             screened.count(0)
-            assert screened.settled >= len(margin) / 2
-            assert screened.error >= (truth - margin)[doubtful].abs().max().item()
+            assert screened.images_settled >= doubtful.sum() > len(rounded) / 3
+            assert screened.error >= difference[doubtful].max()
 
     def test_a_growing_error_settles_more(self, trained, monkeypatch):
         """No image stays unsettled whose margin is within the error that is known at the end."""
         network, _, batches = trained
         with evaluating(network):
             screened, seen = counter_of(Screened, network, batches), []
-            screened.error = screened._screen(0).abs().median().item() / SAFETY
-            settle = screened._settle
-            monkeypatch.setattr(screened, "_settle", lambda chosen: (seen.append(chosen), settle(chosen))[1])
-            margin = screened._screen(0).clone()
+            screened.prepare()
+            margin = torch.cat([margins(logits, labels) for logits, labels in screened.outputs()])
+            screened.error = margin.abs().median().item() / SAFETY
+            settle = screened._in_full_precision
+            spied = lambda marks, first: (seen.append(marks), settle(marks, first))[1]  # noqa: E731
+            monkeypatch.setattr(screened, "_in_full_precision", spied)
             screened.count(0)
         settled = torch.stack(seen).any(0)
-        assert (margin[~settled].abs() > SAFETY * screened.error).all()
+        assert (margin[~settled].abs() >= screened.doubt).all()
 
     def test_stops_where_failure_is_certain(self, close):
         network, batches = close
@@ -221,7 +247,7 @@ class TestScreened:
             screened = counter_of(Screened, network, batches)
             screened.prepare()
             assert screened.count(30) is None
-            assert screened.images == 16 + 16  # the first batch to measure on, and the first of the count
+            assert screened.images == 16 + 40 + 16  # the first batch to measure on, all, and the first of the count
 
 
 class TestSequential:

@@ -267,10 +267,27 @@ class Regions(nn.Module):
         return self.last(regions.view(len(x), 12))
 
 
+class Temperature(nn.Module):
+    """One number for all images, read after the layers."""
+
+    def forward(self, _):
+        return torch.tensor(2.0)
+
+
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.temperature, self.first, self.last = Temperature(), Counting(6, 3), Counting(3, 5)
+
+    def forward(self, x):
+        temperature = self.temperature(x)
+        return self.last(self.first(x)) / temperature
+
+
 def reordered(replay, order, sizes):
     images, labels = (torch.cat(parts)[order] for parts in zip(*replay.batches))
     batches = list(zip(images.split(sizes), labels.split(sizes)))
-    replay.reorder(batches, order)
+    replay.reorder(batches, order, sizes)
     return batches
 
 
@@ -295,6 +312,7 @@ def test_goes_on_with_the_images_in_another_order(name):
         (counted_network, "3", 3 * 6 * 8 * 4, [0, 0, 3, 3]),
         (counted_network, "3", 3 * 6 * 8 * 4 - 1, [3, 3, 3, 3]),  # no room to sort in
         (Regions, "last", 1 << 20, [3, 3]),  # not one row an image
+        (Tempered, "last", 1 << 20, [3, 3]),
     ],
 )
 def test_what_is_kept_is_sorted_where_that_can_be_done(build, layer, memory, expected):

@@ -375,15 +375,21 @@ class TestAnswers:
             expected = search(network, calibration, batches, tolerance=2)
             assert search(network, calibration, typed, tolerance=2) == expected
 
-    def test_that_depend_on_who_shares_a_batch_are_searched_with_a_warning(self):
+    @pytest.mark.parametrize("evaluation", ["near", "screened"])
+    def test_that_depend_on_who_shares_a_batch_are_searched_with_a_warning(self, evaluation):
         """Batch statistics in evaluation, too: the reference is counted in the batches of the probes."""
         network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4, track_running_stats=False))
-        network = briefly_trained(network.double())
+        network = briefly_trained(network.double()).float()
         images, labels = structured_images(150)
-        grams = accumulate_grams(network, [images], progress=False)
+        batches = [(images.float(), labels)]
+        grams = accumulate_grams(network, batches, progress=False)
         with pytest.warns(UserWarning, match="depends on which images share a batch"):
-            plan = search_ranks(network, grams, [(images, labels)], 0.0, progress=False)
-        assert plan.correct == Validation([(images, labels)]).hardest_first(network)[0].count_correct(network)
+            plan, exact = (
+                search_ranks(network, grams, batches, 0.0, evaluation=kind, progress=False)
+                for kind in (evaluation, "exact")
+            )
+        assert plan == exact
+        assert plan.correct == Validation(batches).hardest_first(network)[0].count_correct(network)
         assert plan.layers[0].k_s < plan.layers[0].d
 
 
@@ -408,6 +414,7 @@ class TestValidation:
         left, _ = Validation(batches).hardest_first(network)
         assert isinstance(left.batches, datasets.Batches) and not isinstance(held.batches, datasets.Batches)
         assert left.total == held.total == 50
+        assert held.batches.whole[0].shape == (50, 3, 32, 32)  # what the next order takes its images from
         for one, other in zip(left, held, strict=True):
             assert one[0].equal(other[0]) and one[1].equal(other[1])
         calibration = digits.batches(digits.train)

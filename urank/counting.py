@@ -5,14 +5,14 @@ A probe of the search asks whether at least `needed` images are. The counters di
 - `Exact` runs every image in the network's own precision, and stops when a failure is certain.
 - `Near` leaves out the images whose margin is more than twice the largest loss of a margin that the probe was seen to
   cause. They are run for the last probe that passed on a side, and where that contradicts, the side is searched again.
-- `Screened` runs every image in bfloat16 and settles in full precision those whose margin is within twice the largest
-  error that bfloat16 was seen to make on this network and these images. Its answers are those of `Exact` unless another
-  image's margin moved further.
+- `Screened` does this in bfloat16 and settles in full precision the images whose margin is smaller than twice the
+  largest error that bfloat16 was seen to make until then on this network and these images.
 - `Bfloat16` runs every image in bfloat16 and leaves it at that: an approximation.
 - `Sequential` draws images at random and accepts as soon as it is confident: an approximation.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from math import inf
 
 import torch
@@ -28,12 +28,38 @@ SAFETY = 2.0
 
 TOGETHER = 256  # images that are settled in one batch, or somewhat more
 
+Judged = tuple[Tensor, Tensor]  # of some images: margins (n,) and who is right (n,)
+
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
     """The label's logit less the largest other one, (n,): positive where the label is predicted, zero in a tie."""
     of_label = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return of_label[:, 0] - others
+
+
+def judge(logits: Tensor, labels: Tensor) -> Judged:
+    """Margins, and who is right: of equal logits the first is the answer."""
+    return margins(logits, labels), logits.argmax(1) == labels
+
+
+def largest(differences: Tensor) -> float:
+    """NaN, of which nothing is known, counts as infinite."""
+    return differences.nan_to_num(nan=inf, posinf=inf).max().item()
+
+
+def in_bfloat16(outputs: Iterator[tuple[Tensor, Tensor]], network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same (logits, labels), computed in bfloat16.
+
+    Autocast keeps no copy of a weight: the next probe has another one. It is left before a batch is handed out.
+    """
+    device = next(network.parameters()).device.type
+    while True:
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+            batch = next(outputs, None)
+        if batch is None:
+            return
+        yield batch[0].float(), batch[1]
 
 
 class Exact:
@@ -83,12 +109,15 @@ class Near(Exact):
     """Images from the smallest margin on, until those that are left are out of the probe's reach.
 
     Out of reach is a margin, before the probe, of more than `safety` times the most that the probe took from the margin
-    of an image so far: the probe is presumed to leave such an image right. So a failure is certain and a success
-    presumed, until `prepare` runs what the last passing probe left out.
+    of an image so far (in one of several processes, of its own images): the probe is presumed to leave such an image
+    right. So a failure is certain and a success presumed, until `prepare` runs what the last passing probe left out.
 
     Attributes:
         safety: infinite, so that every image is run, from the first presumption on that proved wrong.
+        doubt: a margin closer to zero than this does not say for certain who is right; here every margin does.
     """
+
+    doubt = 0.0
 
     def __init__(self, network: nn.Module, replay: Replay, total: int):
         super().__init__(network, replay, total)
@@ -106,122 +135,126 @@ class Near(Exact):
         Raises:
             WrongPresumption: an image of it is answered wrong.
         """
-        left_out_wrong = 0
-        for logits, labels in self.outputs(len(self.passed)):
-            self.passed.append(margins(logits, labels))
-            left_out_wrong += int((logits.argmax(1) != labels).sum())
-        self.wrong += left_out_wrong
-        [wrong, left_out_wrong] = totals(self.wrong, left_out_wrong)
-        if self.before and left_out_wrong:
+        first = len(self.passed)
+        left = () if 0 < len(self.before) == first else self.outputs(first)
+        margin, wrong = self.decided([judge(*batch) for batch in left], first)
+        self.passed, self.wrong = self.passed + margin, self.wrong + wrong
+        [in_all, left_out] = totals(self.wrong, wrong)
+        if self.before and left_out:
             self.safety = inf
             raise WrongPresumption
         self.before = self.passed
         least = torch.stack([margin.min() for margin in self.before])
         self.least_left = [*least.flip(0).cummin(0).values.flip(0).tolist(), inf]  # from each batch on
-        return self.total - wrong
+        return self.total - in_all
 
     def sort(self) -> None:
         if self.passed:
             margin, sizes = torch.cat(self.passed), [len(part) for part in self.passed]
             order = margin.argsort(stable=True)
             self.passed = list(margin[order].split(sizes))
-            self.replay.reorder(self.replay.batches.in_order(order, sizes), order)
+            self.replay.reorder(self.replay.batches.in_order(order, sizes), order, sizes)
 
     def count(self, needed: int) -> int | None:
-        passed, own_wrong, wrong, lost = [], 0, 0, 0.0
-        for (logits, labels), before, least_left in zip(self.outputs(), self.before, self.least_left[1:]):
-            passed.append(margins(logits, labels))
-            lost = max(lost, (before - passed[-1]).max().item())
-            news = int((logits.argmax(1) != labels).sum())
-            own_wrong += news
-            news, within_reach = totals(news, not least_left > self.safety * lost)  # also where that is inf x 0
+        reached = self._reached(needed)
+        if reached is None:
+            return None
+        margin, own_wrong = self.decided(reached)
+        [wrong] = totals(own_wrong)
+        if self.total - wrong < needed:
+            return None
+        self.passed, self.wrong = margin, own_wrong
+        return self.total - wrong
+
+    def _reached(self, needed: int) -> list[Judged] | None:
+        """The first batches, as far as the probe reaches; None as soon as it is certain that too many are wrong."""
+        judged, wrong, lost = [], 0, 0.0
+        for batch, before, least_left in zip(self.outputs(), self.before, self.least_left[1:]):
+            margin, right = judge(*batch)
+            judged.append((margin, right))
+            lost = max(lost, largest(before - margin))
+            certainly_wrong = ~right & (margin.abs() >= self.doubt)
+            out_of_reach = least_left > self.safety * lost + self.doubt  # false as well where the safety is inf, lost 0
+            news, within_reach = totals(int(certainly_wrong.sum()), not out_of_reach)
             wrong += news
             if self.total - wrong < needed:
                 return None
             if not within_reach:
                 break
-        self.passed, self.wrong = passed, own_wrong
-        return self.total - wrong
+        return judged
+
+    def decided(self, judged: list[Judged], first: int = 0) -> tuple[list[Tensor], int]:
+        """Of the batches from the `first` on: margins, and how many images are wrong when no doubt is left."""
+        return [margin for margin, _ in judged], sum(int((~right).sum()) for _, right in judged)
+
+
+class Screened(Near):
+    """As `Near`, but in bfloat16, and the images in doubt again in full precision.
+
+    Attributes:
+        error: the largest difference between a margin in bfloat16 and in full precision that was seen so far.
+        images_settled: how many images were run in full precision because they were in doubt.
+    """
+
+    def __init__(self, network: nn.Module, replay: Replay, total: int):
+        super().__init__(network, replay, total)
+        self.error, self.images_settled = 0.0, 0
+
+    @property
+    def doubt(self) -> float:
+        return SAFETY * self.error
+
+    def outputs(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        return in_bfloat16(super().outputs(first), self.network)
+
+    def prepare(self) -> int:
+        """Measure the error on the first batch, the images with the smallest margins, as well."""
+        exact, labels = next(iter(self.replay))
+        screened, _ = next(self.outputs())
+        self._learn(margins(exact, labels), margins(screened, labels))
+        return super().prepare()
+
+    def decided(self, judged: list[Judged], first: int = 0) -> tuple[list[Tensor], int]:
+        if not judged:
+            return [], 0
+        margin, right = (torch.cat(parts) for parts in zip(*judged))
+        settled = torch.zeros_like(right)
+        while (doubtful := ~(margin.abs() >= self.doubt) & ~settled).any():  # NaN as well
+            exact, right[doubtful] = self._in_full_precision(doubtful, first)
+            self._learn(exact, margin[doubtful])
+            margin[doubtful] = exact.to(margin)
+            settled |= doubtful
+        return list(margin.split([len(part) for part, _ in judged])), int((~right).sum())
+
+    def _in_full_precision(self, marks: Tensor, first: int) -> Judged:
+        """Of the images where `marks` (images,) is true, which begin with the batch `first`: run whole."""
+        judged = [judge(self.network(images), labels) for images, labels in self._chosen(marks.cpu(), first)]
+        margin, right = (torch.cat(parts) for parts in zip(*judged))
+        self.images_settled += len(right)
+        return margin, right
+
+    def _chosen(self, marks: Tensor, first: int) -> Iterator[tuple[Tensor, ...]]:
+        """Images and labels where `marks` is true, gathered from all batches into few of `TOGETHER`."""
+        seen, waiting, gathered = 0, 0, []
+        for images, labels in islice(self.replay.batches, first, None):
+            rows = marks[seen : seen + len(labels)].nonzero()[:, 0].to(images.device)
+            seen, waiting = seen + len(labels), waiting + len(rows)
+            gathered.append((images[rows], labels[rows]))
+            if waiting >= TOGETHER or seen >= len(marks) and waiting:
+                yield tuple(torch.cat(parts) for parts in zip(*gathered))
+                waiting, gathered = 0, []
+            if seen >= len(marks):
+                return
+
+    def _learn(self, exact: Tensor, screened: Tensor) -> None:
+        self.error = max(self.error, largest((exact - screened).abs()))
 
 
 class Bfloat16(Exact):
     """Every image in bfloat16: an approximation."""
 
     def outputs(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        outputs = super().outputs(first)
-        while True:
-            with self.bfloat16():
-                batch = next(outputs, None)
-            if batch is None:
-                return
-            yield batch[0].float(), batch[1]
-
-    def bfloat16(self) -> torch.autocast:
-        """bfloat16 autocast that keeps no copy of a weight: the next probe has another one."""
-        return torch.autocast(next(self.network.parameters()).device.type, torch.bfloat16, cache_enabled=False)
-
-
-class Screened(Bfloat16):
-    """Every image in bfloat16, the doubtful ones again in full precision, for the answers of `Exact`.
-
-    Attributes:
-        error: the largest difference between a margin in bfloat16 and in full precision that was seen so far.
-        settled: how many images were run in full precision.
-    """
-
-    def __init__(self, network: nn.Module, replay: Replay, total: int):
-        super().__init__(network, replay, total)
-        self.error, self.settled = 0.0, 0
-
-    def prepare(self) -> int | None:
-        """Measure the error on the first batch, the images with the smallest margins."""
-        exact, labels = next(iter(self.replay))
-        screened, _ = next(self.outputs())
-        self._learn(margins(exact, labels), margins(screened, labels))
-
-    def count(self, needed: int) -> int | None:
-        margin = self._screen(needed)
-        if margin is None:
-            return None
-        right, settled = margin > 0, torch.zeros_like(margin, dtype=torch.bool)
-        while (doubtful := (margin.abs() <= SAFETY * self.error) & ~settled).any():
-            exact, right[doubtful] = self._settle(doubtful)
-            self._learn(exact, margin[doubtful])
-            settled |= doubtful
-            margin[doubtful] = exact
-        [correct] = totals(int(right.sum()))
-        return correct if correct >= needed else None
-
-    def _screen(self, needed: int) -> Tensor | None:
-        """Margins (images,) in bfloat16; None as soon as it is certain that too many are wrong."""
-        screened, wrong = [], 0
-        for logits, labels in self.outputs():
-            screened.append(margins(logits, labels))
-            wrong += totals(int((screened[-1] < -SAFETY * self.error).sum()))[0]
-            if self.total - wrong < needed:
-                return None
-        return torch.cat(screened)
-
-    def _settle(self, doubtful: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the images chosen by `doubtful` (images,), run whole in full precision: margins, and who is correct."""
-        answers = [(self.network(images), labels) for images, labels in self._chosen(doubtful.cpu())]
-        logits, labels = (torch.cat(parts) for parts in zip(*answers))
-        self.settled += len(labels)
-        return margins(logits, labels), logits.argmax(1) == labels
-
-    def _chosen(self, marks: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Images and labels where `marks` (images,) is true, gathered from all batches into few of `TOGETHER`."""
-        first, waiting, gathered = 0, 0, []
-        for images, labels in self.replay.batches:
-            rows = marks[first : first + len(labels)].nonzero()[:, 0].to(images.device)
-            first, waiting = first + len(labels), waiting + len(rows)
-            gathered.append((images[rows], labels[rows]))
-            if waiting >= TOGETHER or first == len(marks) and waiting:
-                yield tuple(torch.cat(parts) for parts in zip(*gathered))
-                waiting, gathered = 0, []
-
-    def _learn(self, exact: Tensor, screened: Tensor) -> None:
-        self.error = max(self.error, (exact - screened).abs().max().item())
+        return in_bfloat16(super().outputs(first), self.network)
 
 
 class Sequential(Exact):
@@ -260,6 +293,7 @@ class Sequential(Exact):
         return self.before + gained - lost
 
 
+APPROXIMATIONS = (Bfloat16, Sequential)
 COUNTERS: dict[str, type[Exact]] = dict(
     exact=Exact, near=Near, screened=Screened, bfloat16=Bfloat16, sequential=Sequential
 )

@@ -79,13 +79,12 @@ class Replay:
             self.exact = False
         self._kept = self._fill(cut) if self.exact else []
 
-    def reorder(self, batches: Sequence, order: Tensor) -> None:
-        """Go on with `batches`: the same images in the order of the indices `order` (n,), in as many of the same sizes.
+    def reorder(self, batches: Iterable, order: Tensor, sizes: Sequence[int]) -> None:
+        """Go on with `batches`: the same images in the order of the indices `order` (n,), in batches of the same sizes.
 
         What is kept is put in this order where that is possible: there are rows of every image, and room for copies.
         """
         self.batches = batches
-        sizes = [len(labels) for _, labels in batches]
         whole = len(self._kept) == len(sizes) and 3 * size_of(self._kept) <= self.memory
         self._kept = reordered(self._kept, order, sizes) if whole else []
 
@@ -232,7 +231,7 @@ def reordered(kept: list[Results], order: Tensor, sizes: Sequence[int]) -> list[
     columns = [list(column) for column in zip(*(leaves for leaves, _ in flat))]
     for column in columns:
         if is_data(column[0]):
-            if [len(leaf) for leaf in column] != list(sizes):
+            if [leaf.shape[:1] for leaf in column] != [(size,) for size in sizes]:
                 return []
             column[:] = torch.cat(column)[order].split(sizes)
     return [structure.unflatten(leaves) for leaves, (_, structure) in zip(zip(*columns), flat)]

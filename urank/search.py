@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from urank.counting import Exact, Near, Screened, Sequential, WrongPresumption, choose_counter
+from urank.counting import APPROXIMATIONS, Exact, Near, Sequential, WrongPresumption, choose_counter
 from urank.deadline import check_time
 from urank.files import read_json, write_json
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
@@ -54,9 +54,9 @@ def search_ranks(
             otherwise unmodified network, whose accuracy its input side may miss by epsilon, both sides by 2 epsilon.
         evaluation: how a probe is decided (see `counting`). "exact" runs every image until a failure is certain. "near"
             gives its plan unless a probe before the last that passes on its side takes far more from an image's margin
-            than it was seen to take; "screened" unless bfloat16 moves one by far more than was seen.
-            "auto" is "screened" for a float32 network where the device multiplies bfloat16 in hardware, else "near".
-            "bfloat16" and "sequential" are approximations.
+            than it was seen to take; "screened", which does this in bfloat16, unless that happens or bfloat16 moves a
+            margin by far more than was seen. "auto" is "screened" for a float32 network where the device multiplies
+            bfloat16 in hardware, else "near". "bfloat16" and "sequential" are approximations.
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
         memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.
@@ -137,14 +137,15 @@ class _Search:
         with evaluating(network):
             again = self.counter.prepare()  # in the order of the probes
         self.base = self.correct = ordered.count_correct(network) if again is None else again
+        if self.differs(counted) and isinstance(self.counter, Near):  # presumes that all batches get the same answers
+            self.counter = Exact(network, self.replay, validation.total)
+            self.base = self.correct = ordered.count_correct(network)
         if self.differs(counted):
             warnings.warn(
                 f"{counted} of {validation.total} images are classified correctly in the batches given, {self.base} in "
                 "others: what this network answers depends on which images share a batch, and so will its ranks",
                 stacklevel=3,
             )
-            if counter is Near:  # presumes that an image is answered the same in every batch
-                self.counter = Exact(network, self.replay, validation.total)
         self.allowed = allowed_loss(tolerance, validation.total)
         self.found: list[LayerRank] = []
         self.probes: list[Probe] = []
@@ -164,7 +165,7 @@ class _Search:
 
         A Gram matrix that was summed again, by other threads say, differs in its last digits: its rounded trace counts.
         """
-        counter = "exact" if type(self.counter) in (Exact, Near, Screened) else type(self.counter).__name__
+        counter = type(self.counter).__name__ if isinstance(self.counter, APPROXIMATIONS) else "exact"
         traces = {name: f"{gram.trace().item():.5e}" for name, gram in grams.items()}
         protocol = (self.tolerance, self.mode, counter, self.warm_start, self.validation.counts, traces)
         weights = (tensor for tensor in self.network.state_dict().values() if isinstance(tensor, Tensor))
@@ -205,13 +206,14 @@ class _Search:
                 set_weight_matrix(layer, project(k))
                 return k, self._recounted(correct)
 
-            begun, asked = weight_matrix(layer), len(self.probes)
+            begun, asked, kept = weight_matrix(layer), len(self.probes), dict(self.kept)
             try:
                 return searched()
             except WrongPresumption:  # there is none the second time
                 set_weight_matrix(layer, begun)
                 self.counter.forget()
                 self.counter.prepare()
+                self.kept = kept
                 del self.probes[asked:]
                 return searched()
 

@@ -29,7 +29,8 @@ class Validation:
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]], counts: str = "labels"):
         if counts not in COUNTS:
             raise ValueError(f"a validation counts 'labels' or 'agreement', got {counts!r}")
-        self.batches = batches if getattr(batches, "nbytes", 0) > HELD else Held(batches)
+        as_it_is = isinstance(batches, Held) or getattr(batches, "nbytes", 0) > HELD
+        self.batches = batches if as_it_is else Held(batches)
         self.counts, self.total = counts, self.batches.total
         if self.total == 0:
             raise ValueError("the validation set is empty: the search needs images to count correct ones")
