@@ -96,6 +96,14 @@ class TestReach:
             assert near.prepare() == expected
             assert near.images == 40 + (kind is Screened) * 10  # on which it measures its error
 
+    def test_judges_by_a_tenth_of_the_images_at_least(self, kind, ranked):
+        network, batches = ranked
+        batches = in_batches(*(torch.cat(parts) for parts in zip(*batches)), 3)
+        with evaluating(network):
+            near = self.prepared(kind, network, batches)
+            assert near.count(40) == 40
+            assert near.images == 6
+
     def test_a_failure_is_certain(self, kind, ranked):
         network, batches = ranked
         with evaluating(network):

@@ -4,7 +4,8 @@ A probe of the search asks whether at least `needed` images are. The counters di
 
 - `Exact` runs every image in the network's own precision, and stops when a failure is certain.
 - `Near` leaves out the images whose margin is more than twice the largest loss of a margin that the probe was seen to
-  cause. They are run for the last probe that passed on a side, and where that contradicts, the side is searched again.
+  cause on a tenth of the images or more. They are run for the last probe that passed on a side, and where that
+  contradicts, the side is searched again.
 - `Screened` does this in bfloat16 and settles in full precision the images whose margin is smaller than twice the
   largest error that bfloat16 was seen to make until then on this network and these images.
 - `Bfloat16` runs every image in bfloat16 and leaves it at that: an approximation.
@@ -25,6 +26,7 @@ from urank.replay import Replay
 # An image is run where its margin is within this many times the largest loss of a margin so far, or settled where it is
 # within this many times the largest error.
 SAFETY = 2.0
+LEAST = 0.1  # the share of the images on which the largest loss is seen; on 5 % it was too small for a ResNet18's
 
 TOGETHER = 256  # images that are settled in one batch, or somewhat more
 
@@ -109,8 +111,9 @@ class Near(Exact):
     """Images from the smallest margin on, until those that are left are out of the probe's reach.
 
     Out of reach is a margin, before the probe, of more than `safety` times the most that the probe took from the margin
-    of an image so far (in one of several processes, of its own images): the probe is presumed to leave such an image
-    right. So a failure is certain and a success presumed, until `prepare` runs what the last passing probe left out.
+    of an image so far, a tenth of all at least (in one of several processes, of its own images): the probe is presumed
+    to leave such an image right. So a failure is certain and a success presumed, until `prepare` runs what the last
+    passing probe left out.
 
     Attributes:
         safety: infinite, so that every image is run, from the first presumption on that proved wrong.
@@ -168,13 +171,14 @@ class Near(Exact):
 
     def _reached(self, needed: int) -> list[Judged] | None:
         """The first batches, as far as the probe reaches; None as soon as it is certain that too many are wrong."""
-        judged, wrong, lost = [], 0, 0.0
+        judged, wrong, lost, seen, enough = [], 0, 0.0, 0, LEAST * sum(map(len, self.before))
         for batch, before, least_left in zip(self.outputs(), self.before, self.least_left[1:]):
             margin, right = judge(*batch)
             judged.append((margin, right))
-            lost = max(lost, largest(before - margin))
+            lost, seen = max(lost, largest(before - margin)), seen + len(margin)
             certainly_wrong = ~right & (margin.abs() >= self.doubt)
-            out_of_reach = least_left > self.safety * lost + self.doubt  # false as well where the safety is inf, lost 0
+            # False as well where the safety is infinite and nothing lost.
+            out_of_reach = seen >= enough and least_left > self.safety * lost + self.doubt
             news, within_reach = totals(int(certainly_wrong.sum()), not out_of_reach)
             wrong += news
             if self.total - wrong < needed:

@@ -54,9 +54,9 @@ def search_ranks(
             otherwise unmodified network, whose accuracy its input side may miss by epsilon, both sides by 2 epsilon.
         evaluation: how a probe is decided (see `counting`). "exact" runs every image until a failure is certain. "near"
             gives its plan unless a probe before the last that passes on its side takes far more from an image's margin
-            than it was seen to take; "screened", which does this in bfloat16, unless that happens or bfloat16 moves a
-            margin by far more than was seen. "auto" is "screened" for a float32 network where the device multiplies
-            bfloat16 in hardware, else "near". "bfloat16" and "sequential" are approximations.
+            than it was seen to take from a tenth of them; "screened", which does this in bfloat16, unless that happens
+            or bfloat16 moves a margin by far more than was seen. "auto" is "screened" for a float32 network where the
+            device multiplies bfloat16 in hardware, else "near". "bfloat16" and "sequential" are approximations.
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
         memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.
