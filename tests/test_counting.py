@@ -225,9 +225,8 @@ class TestScreened:
             )
             difference = (exact - rounded).abs()
             assert screened.error >= difference[: len(batches[0][1])].max() > 0
-            screened.error = (
-                rounded.abs().median().item() / SAFETY
-            )  # so large that about half of the images are settled
+            # So large that about half of the images are settled
+            screened.error = rounded.abs().median().item() / SAFETY
             doubtful, screened.images_settled = rounded.abs() < screened.doubt, 0
             screened.count(0)
             assert screened.images_settled >= doubtful.sum() > len(rounded) / 3
