@@ -10,7 +10,7 @@ from torch import nn
 import urank  # noqa: F401  before torchvision and timm: it declares torchvision's operators where they do not load
 from urank.layers import evaluating, matrix_layers
 from urank.models import create
-from urank.replay import Replay, _Cut, is_data, timeline
+from urank.replay import Replay, _Cut, in_order, is_data, timeline
 from urank.subspaces import accumulate_grams
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -291,6 +291,16 @@ def reordered(replay, order, sizes):
     return batches
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_rows_of_all_parts_in_another_order(memory_format):
+    whole, order = torch.randn(9, 4, 3, 2).contiguous(memory_format=memory_format), torch.randperm(9)
+    for parts in ([whole], whole.split([2, 4, 3])):
+        for chosen in (order, order[:5]):
+            found = in_order(parts, chosen)
+            assert found.equal(whole[chosen])
+            assert found.is_contiguous(memory_format=memory_format)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_goes_on_with_the_images_in_another_order(name):
     build, shape, _ = NETWORKS[name]
@@ -309,8 +319,8 @@ def test_goes_on_with_the_images_in_another_order(name):
 @pytest.mark.parametrize(
     ("build", "layer", "memory", "expected"),
     [
-        (counted_network, "3", 3 * 6 * 8 * 4, [0, 0, 3, 3]),
-        (counted_network, "3", 3 * 6 * 8 * 4 - 1, [3, 3, 3, 3]),  # no room to sort in
+        (counted_network, "3", 2 * 6 * 8 * 4, [0, 0, 3, 3]),
+        (counted_network, "3", 2 * 6 * 8 * 4 - 1, [3, 3, 3, 3]),  # no room to sort in
         (Regions, "last", 1 << 20, [3, 3]),  # not one row an image
         (Tempered, "last", 1 << 20, [3, 3]),
     ],

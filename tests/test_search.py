@@ -409,9 +409,9 @@ class TestValidation:
     def test_leaves_large_data_sets_a_byte_a_pixel(self, monkeypatch):
         digits = datasets.load("digits10", train=60, test=50)
         network, batches = create("vgg11", width=0.06).eval(), digits.batches(digits.test, 16)
-        held, _ = Validation(batches).hardest_first(network)
+        held = Validation(batches).hardest_first(network)[0]
         monkeypatch.setattr(urank.validation, "HELD", batches.nbytes - 1)
-        left, _ = Validation(batches).hardest_first(network)
+        left = Validation(batches).hardest_first(network)[0]
         assert isinstance(left.batches, datasets.Batches) and not isinstance(held.batches, datasets.Batches)
         assert left.total == held.total == 50
         assert held.batches.whole[0].shape == (50, 3, 32, 32)  # what the next order takes its images from
@@ -436,14 +436,23 @@ class TestValidation:
 
     def test_hardest_first_is_the_same_images_by_their_margins(self, trained):
         network, _, batches = trained("cnn")
-        ordered, correct = Validation(batches).hardest_first(network)
+        ordered, margin, right = Validation(batches).hardest_first(network)
         assert [len(labels) for _, labels in ordered] == [2, 4, 8, 16, 32, 64, 24]  # of 150 in batches of 64
         with torch.no_grad():
             found = torch.cat([margins(network(images), labels) for images, labels in ordered])
             plain = torch.cat([margins(network(images), labels) for images, labels in batches])
         torch.testing.assert_close(found, plain.sort().values)
+        assert margin.equal(plain.sort().values) and right.equal(margin > 0)
         assert ordered.total == sum(len(labels) for _, labels in batches)
-        assert int((found > 0).sum()) == naive.count_correct(network, batches) == correct
+        assert int((found > 0).sum()) == naive.count_correct(network, batches) == int(right.sum())
+
+    def test_answers_otherwise_are_counted_among_the_hardest_tenth(self, trained):
+        network, _, batches = trained("cnn")
+        ordered, _, right = Validation(batches).hardest_first(network)
+        assert ordered.answered_otherwise(network, right) == 0
+        changed = right.clone()
+        changed[[0, 13, 29, 30, 149]] ^= True  # a tenth of 150 in batches of 2, 4, 8, 16: the first 30
+        assert ordered.answered_otherwise(network, changed) == 3
 
     def test_is_taken_by_the_search_as_it_is(self, trained):
         network, calibration, batches = trained("mlp")

@@ -4,8 +4,8 @@ A probe of the search asks whether at least `needed` images are. The counters di
 
 - `Exact` runs every image in the network's own precision, and stops when a failure is certain.
 - `Near` leaves out the images whose margin is more than twice the largest loss of a margin that the probe was seen to
-  cause on a tenth of the images or more. They are run for the last probe that passed on a side, and where that
-  contradicts, the side is searched again.
+  cause on a tenth of the images or more. They are run when a layer is done, and where that contradicts, the layer is
+  searched again.
 - `Screened` does this in bfloat16 and settles in full precision the images whose margin is smaller than twice the
   largest error that bfloat16 was seen to make until then on this network and these images.
 - `Bfloat16` runs every image in bfloat16 and leaves it at that: an approximation.
@@ -77,9 +77,16 @@ class Exact:
         self.network, self.replay, self.total = network, replay, total
         self.images = 0  # how many images were run, from the layer under search on
 
-    def prepare(self) -> int | None:
-        """Take note of the network with what was found so far in place; how many it gets right, where it is counted."""
-        return None
+    def know(self, judged: list[Judged]) -> None:
+        """Of every batch, what the network as it is answers: taken for granted where it would be found out."""
+
+    def prepare(self, correct: int | None = None) -> int | None:
+        """Take note of the network before a side is searched; how many are right, `correct` if not counted."""
+        return correct
+
+    def confirm(self, correct: int) -> int:
+        """The same when both sides of a layer are done, of every image."""
+        return self.prepare(correct)
 
     def sort(self) -> None:
         """Put the images in the order of their margins as they are now, where these are known."""
@@ -112,11 +119,12 @@ class Near(Exact):
 
     Out of reach is a margin, before the probe, of more than `safety` times the most that the probe took from the margin
     of an image so far, a tenth of all at least (in one of several processes, of its own images): the probe is presumed
-    to leave such an image right. So a failure is certain and a success presumed, until `prepare` runs what the last
-    passing probe left out.
+    to leave such an image right. So a failure is certain and a success presumed, until `confirm` runs what the last
+    passing probe of a layer left out.
 
     Attributes:
-        safety: infinite, so that every image is run, from the first presumption on that proved wrong.
+        safety: twice as large after each layer in which a presumption proved wrong.
+        presumes: whether an image may be left out; not while such a layer is searched again.
         doubt: a margin closer to zero than this does not say for certain who is right; here every margin does.
     """
 
@@ -124,36 +132,45 @@ class Near(Exact):
 
     def __init__(self, network: nn.Module, replay: Replay, total: int):
         super().__init__(network, replay, total)
-        self.safety = SAFETY
+        self.safety, self.presumes = SAFETY, True
         self.forget()
 
     def forget(self) -> None:
-        self.before: list[Tensor] = []  # of every batch: the margins before a probe
+        self.before: list[Tensor] = []  # of every batch: the margins when the layer was begun
         self.passed: list[Tensor] = []  # of the first batches, which the last passing probe ran: the margins it left
         self.wrong = 0  # of the same images: how many it left wrong
 
-    def prepare(self) -> int:
+    def know(self, judged: list[Judged]) -> None:
+        self.passed, self.wrong = self.decided(judged)
+
+    def prepare(self, correct: int | None = None) -> int:
+        if not self.passed:
+            self.know([judge(*batch) for batch in self.outputs()])
+        if len(self.passed) >= len(self.before):  # known of every image
+            self.before = self.passed
+            least = torch.stack([margin.min() for margin in self.before])
+            self.least_left = [*least.flip(0).cummin(0).values.flip(0).tolist(), inf]  # from each batch on
+        return self.total - totals(self.wrong)[0]
+
+    def confirm(self, correct: int) -> int:
         """Run what was left out.
 
         Raises:
             WrongPresumption: an image of it is answered wrong.
         """
         first = len(self.passed)
-        left = () if 0 < len(self.before) == first else self.outputs(first)
-        margin, wrong = self.decided([judge(*batch) for batch in left], first)
-        self.passed, self.wrong = self.passed + margin, self.wrong + wrong
-        [in_all, left_out] = totals(self.wrong, wrong)
-        if self.before and left_out:
-            self.safety = inf
-            raise WrongPresumption
-        self.before = self.passed
-        least = torch.stack([margin.min() for margin in self.before])
-        self.least_left = [*least.flip(0).cummin(0).values.flip(0).tolist(), inf]  # from each batch on
-        return self.total - in_all
+        if first < len(self.before):
+            margin, wrong = self.decided([judge(*batch) for batch in self.outputs(first)], first)
+            if totals(wrong)[0]:
+                self.safety, self.presumes = 2 * self.safety, False
+                raise WrongPresumption
+            self.passed = self.passed + margin
+        self.presumes = True
+        return self.prepare()
 
     def sort(self) -> None:
-        if self.passed:
-            margin, sizes = torch.cat(self.passed), [len(part) for part in self.passed]
+        margin, sizes = torch.cat(self.passed or [torch.empty(0)]), [len(part) for part in self.passed]
+        if (margin.diff() < 0).any():
             order = margin.argsort(stable=True)
             self.passed = list(margin[order].split(sizes))
             self.replay.reorder(self.replay.batches.in_order(order, sizes), order, sizes)
@@ -177,8 +194,7 @@ class Near(Exact):
             judged.append((margin, right))
             lost, seen = max(lost, largest(before - margin)), seen + len(margin)
             certainly_wrong = ~right & (margin.abs() >= self.doubt)
-            # False as well where the safety is infinite and nothing lost.
-            out_of_reach = seen >= enough and least_left > self.safety * lost + self.doubt
+            out_of_reach = self.presumes and seen >= enough and least_left > self.safety * lost + self.doubt
             news, within_reach = totals(int(certainly_wrong.sum()), not out_of_reach)
             wrong += news
             if self.total - wrong < needed:
@@ -211,7 +227,7 @@ class Screened(Near):
     def outputs(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         return in_bfloat16(super().outputs(first), self.network)
 
-    def prepare(self) -> int:
+    def prepare(self, correct: int | None = None) -> int:
         """Measure the error on the first batch, the images with the smallest margins, as well."""
         exact, labels = next(iter(self.replay))
         screened, _ = next(self.outputs())
@@ -272,7 +288,7 @@ class Sequential(Exact):
 
     confidence = 0.95
 
-    def prepare(self) -> int:
+    def prepare(self, correct: int | None = None) -> int:
         right = [logits.argmax(1) == labels for logits, labels in self.outputs()]
         self.right, self.batches = torch.cat(right), len(right)
         [self.before] = totals(int(self.right.sum()))

@@ -85,7 +85,7 @@ class Replay:
         What is kept is put in this order where that is possible: there are rows of every image, and room for copies.
         """
         self.batches = batches
-        whole = len(self._kept) == len(sizes) and 3 * size_of(self._kept) <= self.memory
+        whole = len(self._kept) == len(sizes) and 2 * size_of(self._kept) <= self.memory
         self._kept = reordered(self._kept, order, sizes) if whole else []
 
     def _before(self, index: int) -> Results:
@@ -233,8 +233,26 @@ def reordered(kept: list[Results], order: Tensor, sizes: Sequence[int]) -> list[
         if is_data(column[0]):
             if [leaf.shape[:1] for leaf in column] != [(size,) for size in sizes]:
                 return []
-            column[:] = torch.cat(column)[order].split(sizes)
+            column[:] = in_order(column, order).split(sizes)
     return [structure.unflatten(leaves) for leaves, (_, structure) in zip(zip(*columns), flat)]
+
+
+def in_order(parts: Sequence[Tensor], order: Tensor) -> Tensor:
+    """`torch.cat(parts)[order]` in a single copy: rows in the order of the indices `order` (n,), none of them twice."""
+    first, sizes = parts[0], [len(part) for part in parts]
+    place = order.new_full((sum(sizes),), -1)
+    place[order] = torch.arange(len(order), device=order.device)
+    channels_last = first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
+    rows = torch.empty(
+        (len(order), *first.shape[1:]),
+        dtype=first.dtype,
+        device=first.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+    for part, places in zip(parts, place.to(first.device).split(sizes)):
+        taken = places >= 0
+        rows.index_copy_(0, places[taken], part if taken.all() else part[taken])
+    return rows
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def search_ranks(
             it, so that at most 2 L epsilon points are lost over L layers. "isolated" searches each layer in the
             otherwise unmodified network, whose accuracy its input side may miss by epsilon, both sides by 2 epsilon.
         evaluation: how a probe is decided (see `counting`). "exact" runs every image until a failure is certain. "near"
-            gives its plan unless a probe before the last that passes on its side takes far more from an image's margin
+            gives its plan unless a probe before the last that passes in a layer takes far more from an image's margin
             than it was seen to take from a tenth of them; "screened", which does this in bfloat16, unless that happens
             or bfloat16 moves a margin by far more than was seen. "auto" is "screened" for a float32 network where the
             device multiplies bfloat16 in hardware, else "near". "bfloat16" and "sequential" are approximations.
@@ -130,22 +130,14 @@ class _Search:
         self.mode, self.warm_start = mode, warm_start
         self.validation, self.tolerance = validation, float(tolerance)
         counter = choose_counter(evaluation, network)
-        ordered, counted = validation.hardest_first(network)
-        ordered = validation.shuffled() if counter is Sequential else ordered
-        self.replay = Replay(network, ordered.shared(), memory)
-        self.counter = counter(network, self.replay, validation.total)
-        with evaluating(network):
-            again = self.counter.prepare()  # in the order of the probes
-        self.base = self.correct = ordered.count_correct(network) if again is None else again
-        if self.differs(counted) and isinstance(self.counter, Near):  # presumes that all batches get the same answers
-            self.counter = Exact(network, self.replay, validation.total)
+        ordered, margin, right = validation.hardest_first(network)
+        self.base = self.correct = int(right.sum())
+        if self.depends_on_batches(ordered, right):
+            counter = Exact if issubclass(counter, Near) else counter  # these presume that it does not
             self.base = self.correct = ordered.count_correct(network)
-        if self.differs(counted):
-            warnings.warn(
-                f"{counted} of {validation.total} images are classified correctly in the batches given, {self.base} in "
-                "others: what this network answers depends on which images share a batch, and so will its ranks",
-                stacklevel=3,
-            )
+        self.replay = Replay(network, (validation.shuffled() if counter is Sequential else ordered).shared(), memory)
+        self.counter = counter(network, self.replay, validation.total)
+        self.counter.know(list(zip(ordered.own(margin), ordered.own(right))))
         self.allowed = allowed_loss(tolerance, validation.total)
         self.found: list[LayerRank] = []
         self.probes: list[Probe] = []
@@ -156,9 +148,20 @@ class _Search:
         layers, probes, validation = tuple(self.found), tuple(self.probes), self.validation
         return RankPlan(layers, self.tolerance, self.mode, validation.total, self.base, probes, validation.counts)
 
-    def differs(self, correct: int) -> bool:
-        """Whether another count of the unmodified network is further from `base` than rounding brings it."""
-        return abs(self.base - correct) > max(1, self.validation.total // 1000)
+    def depends_on_batches(self, ordered: Validation, right: Tensor) -> bool:
+        """Whether the network answers `ordered` otherwise than these images in the batches given; a warning if so."""
+        otherwise = ordered.answered_otherwise(self.network, right)
+        if otherwise > self.rounding():
+            warnings.warn(
+                f"{otherwise} of the images with the smallest margins are answered otherwise in other batches: what "
+                "this network answers depends on which images share a batch, and so will its ranks",
+                stacklevel=4,
+            )
+        return otherwise > self.rounding()
+
+    def rounding(self) -> int:
+        """How many images may be answered otherwise by the same network on another machine, or in other batches."""
+        return max(1, self.validation.total // 1000)
 
     def identity(self, grams: Mapping[str, Tensor]) -> str:
         """Hexadecimal digits that change with what decides what is found, the images apart.
@@ -177,7 +180,7 @@ class _Search:
         if not isinstance(begun, dict) or begun.get("search") != identity:
             raise ValueError(f"{checkpoint}: of another search; delete it to start again")
         earlier = RankPlan.from_dict(begun["plan"])
-        if self.differs(earlier.correct):
+        if abs(self.base - earlier.correct) > self.rounding():
             raise ValueError(f"{checkpoint}: of a search on other images; delete it to start again")
         self.base = self.correct = earlier.correct
         self.found, self.probes = list(earlier.layers), list(earlier.probes)
@@ -190,49 +193,46 @@ class _Search:
         """Both sides of one layer. In joint mode W' stays in the network, in isolated mode W comes back."""
         layer = self.layers[name]
         W = weight_matrix(layer)
-        d, m = W.shape
-        inputs, outputs = layer_spectra(gram, W)
+        spectra = layer_spectra(gram, W)
         self.counter.sort()
         self.replay.advance(layer)
-
-        def side(label: str, spectrum: Spectrum, before: int, needed: int, project: Callable[[int], Tensor]):
-            def correct_with(k: int) -> int | None:
-                bar.set_postfix_str(f"{name} {label} {k}/{len(spectrum.energy)}")
-                set_weight_matrix(layer, project(k))
-                return self.counter.count(needed)
-
-            def searched() -> tuple[int, int]:
-                k, correct = self._bisect(name, label, spectrum, before, correct_with)
-                set_weight_matrix(layer, project(k))
-                return k, self._recounted(correct)
-
-            begun, asked, kept = weight_matrix(layer), len(self.probes), dict(self.kept)
-            try:
-                return searched()
-            except WrongPresumption:  # there is none the second time
-                set_weight_matrix(layer, begun)
-                self.counter.forget()
-                self.counter.prepare()
-                self.kept = kept
-                del self.probes[asked:]
-                return searched()
-
-        before = self._recounted(self.correct if self.mode == "joint" else self.base)
-        needed = before - self.allowed
-        k_s, correct = side("S", inputs, before, needed, lambda k: project_weight(W, inputs, outputs, k, m))
-        needed = correct - self.allowed if self.mode == "joint" else self.base - 2 * self.allowed
-        k_t, correct = side("T", outputs, correct, needed, lambda k: project_weight(W, inputs, outputs, k_s, k))
-        projected = project_weight(W, inputs, outputs, k_s, k_t)
+        asked, kept = len(self.probes), dict(self.kept)
+        try:
+            k_s, k_t, correct = self._sides(name, W, *spectra, bar)
+        except WrongPresumption:  # there is none the second time
+            set_weight_matrix(layer, W)
+            self.counter.forget()
+            self.kept = kept
+            del self.probes[asked:]
+            k_s, k_t, correct = self._sides(name, W, *spectra, bar)
+        projected = project_weight(W, *spectra, k_s, k_t)
         if self.mode == "isolated":
             set_weight_matrix(layer, W)
             self.counter.forget()
         self.correct = correct
-        return LayerRank(name, d, m, utilized_rank(W), k_s, k_t, utilized_rank(projected), correct)
+        return LayerRank(name, *W.shape, utilized_rank(W), k_s, k_t, utilized_rank(projected), correct)
 
-    def _recounted(self, correct: int) -> int:
-        """`correct`, or what the counter says of the network as it is now, where it counts."""
-        counted = self.counter.prepare()
-        return correct if counted is None else counted
+    def _sides(self, name: str, W: Tensor, inputs: Spectrum, outputs: Spectrum, bar: tqdm) -> tuple[int, int, int]:
+        """k_S, k_T, and how many images are right with both in place."""
+        m = W.shape[1]
+
+        def side(label: str, spectrum: Spectrum, before: int, needed: int, project: Callable[[int], Tensor]):
+            def correct_with(k: int) -> int | None:
+                bar.set_postfix_str(f"{name} {label} {k}/{len(spectrum.energy)}")
+                set_weight_matrix(self.layers[name], project(k))
+                return self.counter.count(needed)
+
+            k, correct = self._bisect(name, label, spectrum, before, correct_with)
+            set_weight_matrix(self.layers[name], project(k))
+            return k, correct
+
+        before = self.counter.prepare(self.correct if self.mode == "joint" else self.base)
+        needed = before - self.allowed
+        k_s, correct = side("S", inputs, before, needed, lambda k: project_weight(W, inputs, outputs, k, m))
+        correct = self.counter.prepare(correct)
+        needed = correct - self.allowed if self.mode == "joint" else self.base - 2 * self.allowed
+        k_t, correct = side("T", outputs, correct, needed, lambda k: project_weight(W, inputs, outputs, k_s, k))
+        return k_s, k_t, self.counter.confirm(correct)
 
     def _bisect(self, layer: str, side: str, spectrum: Spectrum, before: int, correct_with) -> tuple[int, int]:
         """The smallest passing k in 1..size and the number correct with it; `size` itself is never asked."""

@@ -1,14 +1,16 @@
 """The images and labels that a search consults, and how correct ones are counted."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor, nn
 
-from urank.counting import margins
+from urank.counting import judge
 from urank.distributed import processes, share, totals
 from urank.layers import evaluating
 from urank.plan import COUNTS
+from urank.replay import in_order
 from urank.subspaces import images_of
 
 HELD = 4 << 30  # bytes of images in floating point; 7,000 of 224 x 224 pixels
@@ -70,26 +72,34 @@ class Validation:
             FloatingPointError: the logits hold NaN or infinity.
         """
         with evaluating(model):
-            return totals(sum(_checked_correct(answers(model, images), labels) for images, labels in share(self)))[0]
+            right = (checked(answers(model, images), labels).argmax(1) == labels for images, labels in share(self))
+            return totals(sum(int(images.sum()) for images in right))[0]
 
-    def hardest_first(self, model: nn.Module) -> tuple["Validation", int]:
+    def hardest_first(self, model: nn.Module) -> tuple["Validation", Tensor, Tensor]:
         """The same images in the order of the margin by which `model` gets them right, the smallest first.
 
         A probe that fails then fails after a few batches. The margin is the label's logit less the largest other.
 
         Returns:
-            These, and how many `model` classifies correctly in the batches as they are.
+            These, and in their order the margins (n,) and who is right (n,), as answered in the batches as they are.
 
         Raises:
             ValueError, FloatingPointError: as `count_correct`.
         """
-        margin, correct = [], 0
         with evaluating(model):
-            for images, labels in self:
-                logits = answers(model, images)
-                correct += _checked_correct(logits, labels)
-                margin.append(margins(logits, labels))
-        return self.in_order(torch.cat(margin).argsort(stable=True)), correct
+            judged = [judge(checked(answers(model, images), labels), labels) for images, labels in self]
+        margin, right = (torch.cat(parts) for parts in zip(*judged))
+        order = margin.argsort(stable=True)
+        return self.in_order(order), margin[order], right[order]
+
+    def answered_otherwise(self, model: nn.Module, right: Tensor, least: float = 0.1) -> int:
+        """Of the first images, a share `least` of all at least: how many are right against what `right` (n,) says."""
+        sizes = self.batches.sizes
+        first = sum(seen < least * self.total for seen in accumulate(sizes, initial=0))
+        with evaluating(model):
+            batches = share(islice(zip(self, right.split(sizes)), first))
+            changed = [(answers(model, images).argmax(1) == labels) != before for (images, labels), before in batches]
+        return totals(sum(int(images.sum()) for images in changed))[0]
 
     def shuffled(self) -> "Validation":
         """The same images in a random order, always the same one."""
@@ -101,13 +111,18 @@ class Validation:
         Raises:
             ValueError: fewer images than processes.
         """
-        number, count = processes()
+        count = processes()[1]
         if self.total < count:
             raise ValueError(f"{self.total} validation images cannot be shared among {count} processes")
         if count == 1:
             return self
-        rows = [part[number::count] for part in torch.arange(self.total).split(self.batches.sizes)]
+        rows = self.own(torch.arange(self.total))
         return Validation(self.batches.in_order(torch.cat(rows), [len(part) for part in rows]), self.counts)
+
+    def own(self, values: Tensor) -> list[Tensor]:
+        """Of `values` (n,), one an image: those of this process's share of every batch."""
+        number, count = processes()
+        return [part[number::count] for part in values.split(self.batches.sizes)]
 
     def in_order(self, order: Tensor, sizes: Sequence[int] | None = None) -> "Validation":
         """The same images in the order of the indices `order` (n,), in batches of `sizes`; by default growing ones."""
@@ -134,7 +149,7 @@ class Held:
 
     def in_order(self, order: Tensor, sizes: Sequence[int]) -> "Held":
         """The same images in the order of the indices `order` (n,), in batches of these sizes."""
-        images, labels = (part[order.to(part.device)] for part in self.whole or map(torch.cat, zip(*self.batches)))
+        images, labels = (in_order(parts, order) for parts in zip(*([self.whole] if self.whole else self.batches)))
         held = Held(zip(images.split(sizes), labels.split(sizes)))
         held.whole = images, labels
         return held
@@ -167,7 +182,8 @@ def answers(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _checked_correct(logits: Tensor, labels: Tensor) -> int:
+def checked(logits: Tensor, labels: Tensor) -> Tensor:
+    """`logits` as they are, where they are numbers (n, classes) that the labels (n,) can be compared with."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"logits are (n, classes) and labels (n,), the network's are {tuple(logits.shape)} and the labels "
@@ -177,7 +193,7 @@ def _checked_correct(logits: Tensor, labels: Tensor) -> int:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}, but the network has {logits.shape[1]} classes"
         )
-    return int((finite(logits).argmax(1) == labels).sum())
+    return finite(logits)
 
 
 def finite(logits: Tensor) -> Tensor:
