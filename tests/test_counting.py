@@ -80,7 +80,7 @@ class TestReach:
 
     def prepared(self, kind, network, batches):
         near = counter_of(kind, network, batches)
-        assert near.prepare() == 40
+        assert near.prepare(0) == 40
         near.images = 0
         return near
 
@@ -112,6 +112,17 @@ class TestReach:
             assert near.count(30) is None
             assert near.images == 20
 
+    def test_what_one_side_left_out_and_the_other_ran_is_found_out(self, kind, ranked):
+        network, batches = ranked
+        with evaluating(network):
+            near = self.prepared(kind, network, batches)
+            network.weight.data[1, 39] = -1
+            assert near.count(0) == near.prepare(0) == 40  # the first batch was run
+            network.weight.data[1, 0] -= 25
+            assert near.count(0) == 38  # all were run
+            with pytest.raises(WrongPresumption):
+                near.confirm(0)
+
     def test_after_a_wrong_presumption_nothing_is_left_out_until_the_layer_is_done(self, kind, ranked):
         network, batches = ranked
         with evaluating(network):
@@ -121,7 +132,7 @@ class TestReach:
             with pytest.raises(WrongPresumption):
                 near.confirm(0)
             near.forget()
-            assert near.prepare() == near.count(0) == 39
+            assert near.prepare(0) == near.count(0) == 39
             near.images = 0
             assert near.count(0) == 39
             assert near.images == 40
@@ -150,7 +161,7 @@ class TestNear:
             validation = Validation(batches)
             near = Near(network, Replay(network, validation), validation.total)
             near.replay.advance(network.get_submodule(layer))
-            near.prepare()
+            near.prepare(0)
             near.sort()
             assert near.replay._kept
             images, labels = (torch.cat(parts) for parts in zip(*near.replay.batches))
@@ -160,7 +171,7 @@ class TestNear:
             margin = margins(logits, labels)
             assert (margin[1:] - margin[:-1] > -1e-5).all()
             torch.testing.assert_close(torch.cat(near.passed), margin)
-            assert near.prepare() == Validation(batches).count_correct(network)
+            assert near.prepare(0) == Validation(batches).count_correct(network)
 
 
 class TestScreened:
@@ -177,7 +188,7 @@ class TestScreened:
         with evaluating(network):
             assert counter_of(Bfloat16, network, batches).count(0) == 0  # equal logits: the first class
             screened = counter_of(Screened, network, batches)
-            screened.prepare()
+            screened.prepare(0)
             screened.images_settled = 0
             assert screened.count(0) == counter_of(Exact, network, batches).count(0) == 40
             assert screened.images_settled == 40
@@ -186,7 +197,7 @@ class TestScreened:
         network, batches = close
         with evaluating(network):
             screened = counter_of(Screened, network, batches)
-            screened.prepare()
+            screened.prepare(0)
             screened.images_settled = 0
             outputs = screened.outputs
             monkeypatch.setattr(
@@ -198,7 +209,7 @@ class TestScreened:
         network, batches = close
         network, batches = network.double(), [(images.double(), labels) for images, labels in batches]
         with evaluating(network):
-            assert counter_of(Screened, network, batches).prepare() == 40
+            assert counter_of(Screened, network, batches).prepare(0) == 40
 
     @pytest.mark.parametrize("label, correct", [(0, 40), (1, 0)])
     def test_a_tie_is_decided_as_by_the_first_of_the_largest_logits(self, close, label, correct):
@@ -207,7 +218,7 @@ class TestScreened:
         batches = [(images, torch.full_like(labels, label)) for images, labels in batches]
         with evaluating(network):
             screened = counter_of(Screened, network, batches)
-            screened.prepare()
+            screened.prepare(0)
             assert screened.count(0) == counter_of(Exact, network, batches).count(0) == correct
 
     def test_leaves_alone_what_is_beyond_doubt(self, close):
@@ -215,7 +226,7 @@ class TestScreened:
         network.weight.data[1] = 5
         with evaluating(network):
             screened = counter_of(Screened, network, batches)
-            assert screened.prepare() == 40
+            assert screened.prepare(0) == 40
             assert screened.images == 16 + 40  # the first batch to measure on, then all
             assert screened.images_settled == 0
 
@@ -223,7 +234,7 @@ class TestScreened:
         network, _, batches = trained
         with evaluating(network):
             screened = counter_of(Screened, network, batches)
-            screened.prepare()
+            screened.prepare(0)
             rounded, exact = (
                 torch.cat([margins(logits, labels) for logits, labels in outputs])
                 for outputs in (screened.outputs(), screened.replay)
@@ -242,7 +253,7 @@ class TestScreened:
         network, _, batches = trained
         with evaluating(network):
             screened, seen = counter_of(Screened, network, batches), []
-            screened.prepare()
+            screened.prepare(0)
             margin = torch.cat([margins(logits, labels) for logits, labels in screened.outputs()])
             screened.error = margin.abs().median().item() / SAFETY
             settle = screened._in_full_precision
@@ -257,7 +268,7 @@ class TestScreened:
         network.weight.data[1] = -5
         with evaluating(network):
             screened = counter_of(Screened, network, batches)
-            screened.prepare()
+            screened.prepare(0)
             assert screened.count(30) is None
             assert screened.images == 16 + 40 + 16  # the first batch to measure on, all, and the first of the count
 
@@ -290,7 +301,7 @@ class TestSequential:
         network, _, batches = trained
         with evaluating(network):
             sequential = counter_of(Sequential, network, batches)
-            assert sequential.prepare() == Validation(batches).count_correct(network)
+            assert sequential.prepare(0) == Validation(batches).count_correct(network)
 
     def test_plan_is_within_the_tolerance(self, trained):
         """Each side is counted whole in the end: the numbers correct in the plan are those of the network."""

@@ -78,9 +78,9 @@ class Exact:
         self.images = 0  # how many images were run, from the layer under search on
 
     def know(self, judged: list[Judged]) -> None:
-        """Of every batch, what the network as it is answers: taken for granted where it would be found out."""
+        """What the network as it is answers to every batch; who need not know ignores it."""
 
-    def prepare(self, correct: int | None = None) -> int | None:
+    def prepare(self, correct: int) -> int:
         """Take note of the network before a side is searched; how many are right, `correct` if not counted."""
         return correct
 
@@ -117,10 +117,10 @@ class WrongPresumption(Exception):
 class Near(Exact):
     """Images from the smallest margin on, until those that are left are out of the probe's reach.
 
-    Out of reach is a margin, before the probe, of more than `safety` times the most that the probe took from the margin
-    of an image so far, a tenth of all at least (in one of several processes, of its own images): the probe is presumed
-    to leave such an image right. So a failure is certain and a success presumed, until `confirm` runs what the last
-    passing probe of a layer left out.
+    Out of reach is a margin, when all were known last, of more than `safety` times the most that an image's was seen to
+    lose since, by this probe and what stays in place: of a tenth of all images at least (in one of several processes,
+    of its own). The probe is presumed to leave such an image right. So a failure is certain, but for the number that
+    it is compared with, and a success presumed, until `confirm` runs what the last passing probe of a layer left out.
 
     Attributes:
         safety: twice as large after each layer in which a presumption proved wrong.
@@ -136,16 +136,18 @@ class Near(Exact):
         self.forget()
 
     def forget(self) -> None:
-        self.before: list[Tensor] = []  # of every batch: the margins when the layer was begun
+        self.before: list[Tensor] = []  # of every batch: the margins when all were known last
         self.passed: list[Tensor] = []  # of the first batches, which the last passing probe ran: the margins it left
         self.wrong = 0  # of the same images: how many it left wrong
+        self.certain = 0  # how many of the batches were run before the side that is searched
 
     def know(self, judged: list[Judged]) -> None:
         self.passed, self.wrong = self.decided(judged)
 
-    def prepare(self, correct: int | None = None) -> int:
+    def prepare(self, correct: int) -> int:
         if not self.passed:
             self.know([judge(*batch) for batch in self.outputs()])
+        self.certain = len(self.passed)
         if len(self.passed) >= len(self.before):  # known of every image
             self.before = self.passed
             least = torch.stack([margin.min() for margin in self.before])
@@ -156,17 +158,17 @@ class Near(Exact):
         """Run what was left out.
 
         Raises:
-            WrongPresumption: an image of it is answered wrong.
+            WrongPresumption: an image that was left out on either side is answered wrong.
         """
         first = len(self.passed)
         if first < len(self.before):
             margin, wrong = self.decided([judge(*batch) for batch in self.outputs(first)], first)
-            if totals(wrong)[0]:
-                self.safety, self.presumes = 2 * self.safety, False
-                raise WrongPresumption
-            self.passed = self.passed + margin
+            self.passed, self.wrong = self.passed + margin, self.wrong + wrong
+        if totals(sum(int((margin <= 0).sum()) for margin in self.passed[min(first, self.certain) :]))[0]:
+            self.safety, self.presumes = 2 * self.safety, False
+            raise WrongPresumption
         self.presumes = True
-        return self.prepare()
+        return self.prepare(correct)
 
     def sort(self) -> None:
         margin, sizes = torch.cat(self.passed or [torch.empty(0)]), [len(part) for part in self.passed]
@@ -227,12 +229,12 @@ class Screened(Near):
     def outputs(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         return in_bfloat16(super().outputs(first), self.network)
 
-    def prepare(self, correct: int | None = None) -> int:
+    def prepare(self, correct: int) -> int:
         """Measure the error on the first batch, the images with the smallest margins, as well."""
         exact, labels = next(iter(self.replay))
         screened, _ = next(self.outputs())
         self._learn(margins(exact, labels), margins(screened, labels))
-        return super().prepare()
+        return super().prepare(correct)
 
     def decided(self, judged: list[Judged], first: int = 0) -> tuple[list[Tensor], int]:
         if not judged:
@@ -288,7 +290,7 @@ class Sequential(Exact):
 
     confidence = 0.95
 
-    def prepare(self, correct: int | None = None) -> int:
+    def prepare(self, correct: int) -> int:
         right = [logits.argmax(1) == labels for logits, labels in self.outputs()]
         self.right, self.batches = torch.cat(right), len(right)
         [self.before] = totals(int(self.right.sum()))

@@ -242,16 +242,12 @@ def in_order(parts: Sequence[Tensor], order: Tensor) -> Tensor:
     first, sizes = parts[0], [len(part) for part in parts]
     place = order.new_full((sum(sizes),), -1)
     place[order] = torch.arange(len(order), device=order.device)
-    channels_last = first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
-    rows = torch.empty(
-        (len(order), *first.shape[1:]),
-        dtype=first.dtype,
-        device=first.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
+    rows = first.new_empty((len(order), *first.shape[1:]))
+    if not first.is_contiguous() and first.is_contiguous(memory_format=torch.channels_last):
+        rows = torch.empty_like(rows, memory_format=torch.channels_last)
     for part, places in zip(parts, place.to(first.device).split(sizes)):
         taken = places >= 0
-        rows.index_copy_(0, places[taken], part if taken.all() else part[taken])
+        rows[places[taken]] = part[taken]
     return rows
 
 

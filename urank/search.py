@@ -14,8 +14,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from urank.counting import APPROXIMATIONS, Exact, Near, Sequential, WrongPresumption, choose_counter
+from urank.counting import (
+    APPROXIMATIONS,
+    LEAST,
+    Exact,
+    Judged,
+    Near,
+    Sequential,
+    WrongPresumption,
+    choose_counter,
+    judge,
+)
 from urank.deadline import check_time
+from urank.distributed import totals
 from urank.files import read_json, write_json
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import LayerRank, Probe, RankPlan, allowed_loss
@@ -53,10 +64,11 @@ def search_ranks(
             it, so that at most 2 L epsilon points are lost over L layers. "isolated" searches each layer in the
             otherwise unmodified network, whose accuracy its input side may miss by epsilon, both sides by 2 epsilon.
         evaluation: how a probe is decided (see `counting`). "exact" runs every image until a failure is certain. "near"
-            gives its plan unless a probe before the last that passes in a layer takes far more from an image's margin
-            than it was seen to take from a tenth of them; "screened", which does this in bfloat16, unless that happens
-            or bfloat16 moves a margin by far more than was seen. "auto" is "screened" for a float32 network where the
-            device multiplies bfloat16 in hardware, else "near". "bfloat16" and "sequential" are approximations.
+            gives its plan unless a probe, and not the last that passes in its layer, takes far more from an image's
+            margin than it was seen to take from a tenth of them; "screened", which does this in bfloat16, unless that
+            happens or bfloat16 moves a margin by far more than was seen. "auto" is "screened" for a float32 network
+            where the device multiplies bfloat16 in hardware, else "near". "bfloat16" and "sequential" are
+            approximations.
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
         memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.
@@ -131,13 +143,16 @@ class _Search:
         self.validation, self.tolerance = validation, float(tolerance)
         counter = choose_counter(evaluation, network)
         ordered, margin, right = validation.hardest_first(network)
-        self.base = self.correct = int(right.sum())
-        if self.depends_on_batches(ordered, right):
+        judged = list(zip(ordered.own(margin), ordered.own(right)))
+        if self.depends_on_batches(ordered.shared(), judged):
             counter = Exact if issubclass(counter, Near) else counter  # these presume that it does not
-            self.base = self.correct = ordered.count_correct(network)
+            self.base = ordered.count_correct(network)
+        else:
+            [self.base] = totals(sum(int(right.sum()) for _, right in judged))
+        self.correct = self.base
         self.replay = Replay(network, (validation.shuffled() if counter is Sequential else ordered).shared(), memory)
         self.counter = counter(network, self.replay, validation.total)
-        self.counter.know(list(zip(ordered.own(margin), ordered.own(right))))
+        self.counter.know(judged)
         self.allowed = allowed_loss(tolerance, validation.total)
         self.found: list[LayerRank] = []
         self.probes: list[Probe] = []
@@ -148,12 +163,25 @@ class _Search:
         layers, probes, validation = tuple(self.found), tuple(self.probes), self.validation
         return RankPlan(layers, self.tolerance, self.mode, validation.total, self.base, probes, validation.counts)
 
-    def depends_on_batches(self, ordered: Validation, right: Tensor) -> bool:
-        """Whether the network answers `ordered` otherwise than these images in the batches given; a warning if so."""
-        otherwise = ordered.answered_otherwise(self.network, right)
+    def depends_on_batches(self, ordered: Validation, judged: list[Judged]) -> bool:
+        """Whether the network answers otherwise in the batches of `ordered` than it did; a warning if so.
+
+        Asked are the images that were wrong and then a tenth of all, right by the smallest margins. What they are
+        answered now replaces what was `judged`.
+        """
+        left = sum(int((~right).sum()) for _, right in judged) + LEAST * sum(len(right) for _, right in judged)
+        otherwise = 0
+        with evaluating(self.network):
+            for number, (images, labels) in enumerate(ordered):
+                if left <= 0:
+                    break
+                before, judged[number] = judged[number][1], judge(self.network(images), labels)
+                otherwise += int((judged[number][1] != before).sum())
+                left -= len(labels)
+        [otherwise] = totals(otherwise)
         if otherwise > self.rounding():
             warnings.warn(
-                f"{otherwise} of the images with the smallest margins are answered otherwise in other batches: what "
+                f"{otherwise} of the images that are wrong or nearly so are answered otherwise in other batches: what "
                 "this network answers depends on which images share a batch, and so will its ranks",
                 stacklevel=4,
             )

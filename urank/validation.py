@@ -1,7 +1,6 @@
 """The images and labels that a search consults, and how correct ones are counted."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, islice
 
 import torch
 from torch import Tensor, nn
@@ -91,15 +90,6 @@ class Validation:
         margin, right = (torch.cat(parts) for parts in zip(*judged))
         order = margin.argsort(stable=True)
         return self.in_order(order), margin[order], right[order]
-
-    def answered_otherwise(self, model: nn.Module, right: Tensor, least: float = 0.1) -> int:
-        """Of the first images, a share `least` of all at least: how many are right against what `right` (n,) says."""
-        sizes = self.batches.sizes
-        first = sum(seen < least * self.total for seen in accumulate(sizes, initial=0))
-        with evaluating(model):
-            batches = share(islice(zip(self, right.split(sizes)), first))
-            changed = [(answers(model, images).argmax(1) == labels) != before for (images, labels), before in batches]
-        return totals(sum(int(images.sum()) for images in changed))[0]
 
     def shuffled(self) -> "Validation":
         """The same images in a random order, always the same one."""
