@@ -143,14 +143,14 @@ class _Search:
         self.validation, self.tolerance = validation, float(tolerance)
         counter = choose_counter(evaluation, network)
         ordered, margin, right = validation.hardest_first(network)
-        judged = list(zip(ordered.own(margin), ordered.own(right)))
-        if self.depends_on_batches(ordered.shared(), judged):
+        own, judged = ordered.shared(), list(zip(ordered.own(margin), ordered.own(right)))
+        if self.depends_on_batches(own, judged):
             counter = Exact if issubclass(counter, Near) else counter  # these presume that it does not
             self.base = ordered.count_correct(network)
         else:
             [self.base] = totals(sum(int(right.sum()) for _, right in judged))
         self.correct = self.base
-        self.replay = Replay(network, (validation.shuffled() if counter is Sequential else ordered).shared(), memory)
+        self.replay = Replay(network, validation.shuffled().shared() if counter is Sequential else own, memory)
         self.counter = counter(network, self.replay, validation.total)
         self.counter.know(judged)
         self.allowed = allowed_loss(tolerance, validation.total)
