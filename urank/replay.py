@@ -51,6 +51,8 @@ class Replay:
         self._pass: Timeline | None = None
         self._kept: list[Results] = []
         self._finished: set[nn.Module] = set()
+        self._changed: set[nn.Module] = set()
+        self._sorted = False  # what is kept is then parts of one tensor, which is freed as a whole
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits, labels) of every batch."""
@@ -59,7 +61,7 @@ class Replay:
     def since(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits, labels) of every batch but the `first`, which are not run."""
         for index, (images, labels) in islice(enumerate(self.batches), first, None):
-            with returning(self._before(index)):
+            with returning(self._before(index), self._changed):
                 logits = self.model(images)
             yield logits, labels
 
@@ -77,7 +79,8 @@ class Replay:
             name = type(self.model).__name__
             warnings.warn(f"{name} is not reproduced by a replay ({obstacle}): every probe runs it whole", stacklevel=3)
             self.exact = False
-        self._kept = self._fill(cut) if self.exact else []
+        self._kept, self._changed = self._fill(cut) if self.exact else [], cut.changed
+        self._sorted = False
 
     def reorder(self, batches: Iterable, order: Tensor, sizes: Sequence[int]) -> None:
         """Go on with `batches`: the same images in the order of the indices `order` (n,), in batches of the same sizes.
@@ -86,16 +89,17 @@ class Replay:
         """
         self.batches = batches
         whole = len(self._kept) == len(sizes) and 2 * size_of(self._kept) <= self.memory
-        self._kept = reordered(self._kept, order, sizes) if whole else []
+        self._kept, self._sorted = reordered(self._kept, order, sizes) if whole else [], True
 
     def _before(self, index: int) -> Results:
         return self._kept[index] if index < len(self._kept) else {}
 
     def _fill(self, cut: "_Cut") -> list[Results]:
-        kept, old, room = [], self._kept, self.memory
-        sizes = [size_of([results]) for results in old]
+        kept, old = [], self._kept
+        room = self.memory - size_of(old) if self._sorted else self.memory
+        sizes = [0 if self._sorted else size_of([results]) for results in old]
         for index, (images, _) in enumerate(self.batches):
-            with returning(self._before(index)):
+            with returning(self._before(index), self._changed):
                 results = cut.record(images)
             if index < len(old):
                 old[index], sizes[index] = {}, 0  # superseded
@@ -114,6 +118,7 @@ class _Cut:
     def __init__(self, model: nn.Module, layer: nn.Module, finished: set[nn.Module]):
         self.model, self.layer, self.finished = model, layer, finished
         self.read: set[tuple[nn.Module, int, int]] | None = None  # (module, call, tensor of that call); None: all
+        self.changed: set[nn.Module] = set()  # what they returned is changed in place by what runs later
 
     def record(self, images: Tensor) -> Results:
         """Run the network up to the layer; copies of what is read later, data-less tensors for the rest."""
@@ -159,14 +164,17 @@ class _Cut:
         expected = self.model(images)
         try:
             results = self.record(images)
-            with _Reads(results) as reads, returning(results, copies=False):
+            with _Reads(results) as reads, returning(results):
                 self.model(images)
-            self.read = reads.seen
+            self.read, self.changed = reads.seen, {module for module, calls in results.items() if is_changed(calls)}
             results = self.record(images)
             # Whatever modules hand each other out of sight is now that of other images, and of more of them.
             self.model(torch.zeros_like(torch.cat([images, images])))
-            with returning(results):
-                return None if torch.equal(self.model(images), expected) else "other logits"
+            for _ in range(2):  # the second time with what the first has left
+                with returning(results, self.changed):
+                    if not torch.equal(self.model(images), expected):
+                        return "other logits"
+            return None
         except _Unrecorded as reason:
             return str(reason)
         except Exception as error:  # a forward without its submodules' may raise anything; whole it has just run
@@ -220,6 +228,12 @@ def is_data(leaf) -> bool:
     return isinstance(leaf, Tensor) and not leaf.is_meta
 
 
+def is_changed(calls: list) -> bool:
+    """Whether a tensor in `calls`, new when it was put there, has been changed in place; True where nobody counts."""
+    leaves = [leaf for leaf in tree_flatten(calls)[0] if isinstance(leaf, Tensor)]
+    return any(leaf.is_inference() or leaf._version > 0 for leaf in leaves)
+
+
 def size_of(kept: list[Results]) -> int:
     """Bytes of the activations in `kept`."""
     return sum(leaf.nbytes for results in kept for leaf in tree_flatten(list(results.values()))[0] if is_data(leaf))
@@ -252,14 +266,14 @@ def in_order(parts: Sequence[Tensor], order: Tensor) -> Tensor:
 
 
 @contextmanager
-def returning(results: Results, copies: bool = True) -> Iterator[None]:
+def returning(results: Results, changed: Container[nn.Module] = ()) -> Iterator[None]:
     """Inside the block the modules in `results` return the next of their results instead of computing it.
 
-    Copies of them, as the network may change in place what it is given.
+    Those in `changed` return copies, as the network changes in place what it is given.
     """
     replaced = {module: module.__dict__.get("forward") for module in results}
     for module, outputs in results.items():
-        module.forward = _next_of(outputs, copies)
+        module.forward = _next_of(outputs, module in changed)
     try:
         yield
     finally:
