@@ -11,6 +11,7 @@ from conftest import finished
 from matplotlib.colors import to_rgb
 
 from urank import figures, paper
+from urank.figures.style import signed
 from urank.records import Record
 
 LABELS = ["original %", "MLU of W %", "MLU %", "fine-tuned %", "change", "params", "MACs"]
@@ -26,6 +27,13 @@ def record():
 def closed():
     yield
     plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"), [(65.58 - 66.63, "-1.05"), (0.3, "+0.3"), (1.0, "+1.0"), (-10.0, "-10.0"), (0.0, "+0.0")]
+)
+def test_a_change_of_accuracy_keeps_its_second_decimal(change, text):
+    assert signed(change) == text
 
 
 def altered(record, **changes):
@@ -245,7 +253,7 @@ class TestTable3:
         measured = figures.measured_row(shown)
         assert cells[8:] == [
             "91.2", f"{measured['original_mlu']:.1f}", f"{measured['mlu']:.1f}",
-            f"{shown['accuracy']['projected']:.1f}", "91.0", "-0.2",
+            f"{shown['accuracy']['projected']:.1f}", "91.0", "-0.23",
             f"{shown.params_ratio:.2f}", f"{shown.macs_ratio:.2f}",
         ]  # fmt: skip
 
@@ -671,7 +679,7 @@ class TestOtherTables:
         assert "It is highest for **from scratch**, lowest for **linear probe**. The paper's order, from" in text
         assert "the highest, is another: linear probe, from scratch. Split" in text
         gain = probe[1]["accuracy"]["finetuned"] - probe[1]["accuracy"]["original"]
-        assert f"The linear probe's {gain:+.1f} says nothing of the method" in text
+        assert f"The linear probe's {signed(gain)} says nothing of the method" in text
         assert re.search(r"Split and fine-tuned, accuracy moves by \S+ points \(", text)  # that of the only other one
         assert "from the highest, is the same." in figures.table4_caption(probe[:1])
         assert "The paper's" not in figures.table4_caption([altered(probe[0], experiment__variant="other")])

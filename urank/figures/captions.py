@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from urank import datasets, paper
 from urank.figures.contrasts import label, training, variant, without_variants
+from urank.figures.style import signed
 from urank.figures.tables import off, printed_row, timings
 from urank.records import Record
 
@@ -106,8 +107,8 @@ def without_probes(records: Sequence[Record]) -> str:
     others = [record for record in records if record not in probes]
     changes = f" {accuracy_changes(others)}" if others else ""
     return changes + "".join(
-        f" The {training(variant(probe))}'s {gain(probe):+.1f} says nothing of the method: its original has a frozen "
-        f"trunk, the split network was fine-tuned as a whole."
+        f" The {training(variant(probe))}'s {signed(gain(probe))} says nothing of the method: its original has a "
+        f"frozen trunk, the split network was fine-tuned as a whole."
         for probe in probes
     )
 
@@ -163,7 +164,7 @@ def accuracy_changes(records: Sequence[Record]) -> str:
     worst, best = extremes(records, gain)
     finetuned = sum(record.finetuned for record in records)
     how = "fine-tuned" if finetuned == len(records) else f"{finetuned} of {len(records)} fine-tuned"
-    low, high = f"{gain(worst):+.1f}", f"{gain(best):+.1f}"
+    low, high = signed(gain(worst)), signed(gain(best))
     if low == high:
         names = " and ".join(label(record, records) for record in records)
         return f"Split and {how}, accuracy moves by {low} points ({names})."

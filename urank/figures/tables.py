@@ -8,7 +8,7 @@ from pandas.io.formats.style import Styler
 
 from urank import paper
 from urank.figures.contrasts import training, variant, without_variants
-from urank.figures.style import styled
+from urank.figures.style import signed, styled
 from urank.records import Record
 from urank.training import what_is_fitted
 
@@ -27,7 +27,7 @@ COLUMNS = {
 OPTIONAL = ["baseline_top1", "projected_top1", "speed_ratio"]  # shown where a row has them
 SAME = ["dataset", "network"]  # what a measured row and the paper's have in common
 # One decimal for percents, two for shares, a sign on the change.
-FORMATS = {label: "{:.1f}" for label in COLUMNS.values()} | {"change": "{:+.1f}"}
+FORMATS = {label: "{:.1f}" for label in COLUMNS.values()} | {"change": signed}
 FORMATS |= dict.fromkeys(["params", "MACs", "FLOPs", "speed"], "{:.2f}")
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from urank.figures.contrasts import label
-from urank.figures.style import COLORS, STYLE, closed, millions
+from urank.figures.style import COLORS, STYLE, closed, millions, signed
 from urank.records import Record
 
 LARGEST = 900  # area of the largest bubble, in square points
@@ -134,7 +134,7 @@ def moves(points: pd.DataFrame) -> str:
 
 def span(change: pd.Series) -> str:
     """The smallest and the largest of some changes in points; one number where they are alike."""
-    low, high = f"{change.min():+.1f}", f"{change.max():+.1f}"
+    low, high = signed(change.min()), signed(change.max())
     return f"{low} points" if low == high else f"{low} to {high} points"
 
 
