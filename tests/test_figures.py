@@ -236,6 +236,13 @@ class TestTable3:
         variant = again(record, variant="isolated", mode="isolated")
         assert figures.table3([record, variant]).equals(figures.table3([record]))
 
+    def test_comes_in_the_papers_order_and_then_what_it_does_not_have(self, record):
+        places = [("digits10", "vgg11"), ("cifar100", "vgg11"), ("cifar10", "resnet18"), ("cifar10", "vgg19")]
+        frame = figures.table3([altered(record, experiment__dataset=d, experiment__network=n) for d, n in places])
+        shown = list(dict.fromkeys(row[:2] for row in frame.index))
+        printed = [row[:2] for row in paper.table3()[["dataset", "network"]].itertuples(index=False, name=None)]
+        assert shown == sorted(places[1:], key=printed.index) + places[:1] and shown != places
+
     def test_of_what_the_paper_does_not_have_is_measured_only(self, record):
         assert figures.table3([record]).index.tolist() == [("digits10", "vgg11", "measured")]
 

@@ -58,7 +58,7 @@ def table5(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def comparison(records: Iterable[Record], printed: pd.DataFrame, same: Sequence[str] = SAME) -> pd.DataFrame:
-    """The paper's row above ours, for every network and data set that the records hold.
+    """The paper's row above ours, for every network and data set that the records hold, in the paper's order.
 
     Accuracies and MLU in percent, params and MACs as shares of the original's; the mean over seeds where the records
     hold several. "projected %" is the accuracy with every W' in place and nothing fine-tuned, "full rank %" that of the
@@ -70,8 +70,9 @@ def comparison(records: Iterable[Record], printed: pd.DataFrame, same: Sequence[
         same: the columns whose values a measured row shares with the paper's.
     """
     printed = printed.rename(columns={"delta_printed": "delta"})
+    place = {key: number for number, key in enumerate(printed[list(same)].itertuples(index=False, name=None))}
     rows = []
-    for key, seeds in grouped(records, same).items():
+    for key, seeds in sorted(grouped(records, same).items(), key=lambda group: place.get(group[0], len(place))):
         agrees = (printed[list(same)] == list(key)).all(axis=1)
         rows += printed[agrees].assign(source="paper").to_dict("records")
         source = "measured" if len(seeds) == 1 else f"measured, mean of {len(seeds)}"
