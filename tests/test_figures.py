@@ -558,9 +558,10 @@ class TestSnapshot:
     def test_caption_compares_with_the_paper_and_names_other_lengths_of_training(self, several):
         easy, hard = (altered(one, experiment__width=1) for one in figures.complexities(several)[0])
         text = figures.snapshot_caption([easy, hard])
-        assert "(the paper's: -17)." in text and "They were trained" not in text  # 47 and 64 %, the other way round
+        assert "(the paper's: -17)." in text and "trained for" not in text  # 47 and 64 %, the other way round
         longer = altered(hard, experiment__train=hard["experiment"]["train"] | dict(epochs=30))
-        assert text + " They were trained for 4 and 30 epochs." == figures.snapshot_caption([easy, longer])
+        caption = figures.snapshot_caption([easy, longer])
+        assert caption == text + " The former was trained for 4 epochs, the latter for 30."
 
     def test_caption_names_all_layers_of_the_largest_rank(self, record):
         layers = record.plan.to_dict()["layers"]

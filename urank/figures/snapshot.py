@@ -81,7 +81,7 @@ def trained_otherwise(most: Record, least: Record) -> str:
     lengths = [record["experiment"]["train"]["epochs"] for record in (most, least)]
     if lengths[0] == lengths[1]:
         return ""
-    return f" They were trained for {lengths[0]} and {lengths[1]} epochs."
+    return f" The former was trained for {lengths[0]} epochs, the latter for {lengths[1]}."
 
 
 def peak(record: Record) -> str:
