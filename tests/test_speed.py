@@ -21,7 +21,9 @@ def tiny(*_, **__):
 
 def test_both_sides_of_every_gram_matrix_agree():
     frame = pd.DataFrame(script.grams_part(4, width=0.06))
-    assert len(frame) == 8 and frame["same"].all()
+    assert len(frame) == 9 and frame["same"].all()
+    assert frame["what"].iloc[-1] == "all of them"
+    assert abs(frame["naive_seconds"].iloc[-1] - frame["naive_seconds"][:-1].sum()) <= 0.5  # each is rounded to 0.1
     assert "features.0, 3 channels, 32 x 32" in speed.table(frame, "Gram matrix").to_html()
 
 
@@ -54,7 +56,7 @@ def test_one_part_leaves_what_was_measured_of_others(monkeypatch, tmp_path):
     monkeypatch.setitem(script.PARTS, "grams", lambda images: script.grams_part(images, width=0.06))
     script.main(only=["grams"], images=4, out=path)
     rows = speed.benchmark(path)
-    assert len(rows) == 1 + 8 and (rows.loc[rows["part"] == "Gram matrix", "ratio"] > 0).all()
+    assert len(rows) == 1 + 9 and (rows.loc[rows["part"] == "Gram matrix", "ratio"] > 0).all()
     assert speed.machines(rows).startswith("Measured on a GPU, torch 2.11.0; ")
 
 
