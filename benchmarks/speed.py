@@ -335,19 +335,20 @@ def main(
 ) -> None:
     """Measure, print a table of ratios, write it with the hardware it was measured on.
 
-    With `--only`, what an earlier run wrote of other parts stays.
+    With `--only`, what an earlier run wrote of other parts stays, and of those that cannot be run here.
     """
     unknown = set(only or ()) - set(PARTS)
     if unknown:
         raise typer.BadParameter(f"no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
     names = only or list(PARTS)
-    kept = [row for row in read_json(out)["rows"] if row["only"] not in names] if only and out.exists() else []
+    earlier = read_json(out)["rows"] if only and out.exists() else []
     rows: list[dict] = []
     for name in names:
         where = dict(only=name, device=describe(torch.device("cpu")), torch=torch.__version__)
         rows += [where | row for row in PARTS[name](images)]
-        write_json(out, dict(rows=kept + rows))
-    typer.echo(pd.DataFrame(rows).fillna("").to_string(index=False))
+        measured_now = {row["only"] for row in rows}
+        write_json(out, dict(rows=[row for row in earlier if row["only"] not in measured_now] + rows))
+    typer.echo(pd.DataFrame(rows).to_string(index=False, na_rep=""))
 
 
 if __name__ == "__main__":
