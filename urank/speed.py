@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from urank.figures.style import COLORS, closed, styled
+from urank.figures.style import COLORS, STYLE, closed, styled
 from urank.files import read_json
 
 BENCHMARK = Path(__file__).parent.parent / "data" / "benchmarks" / "speed.json"
@@ -99,15 +99,19 @@ def scaling(rows: pd.DataFrame) -> Figure:
     told = (rows.loc[rows["part"] == "scaling", "peak_mib"] > 0).all()
     measures = {"processor": "processor seconds"} | ({"peak_mib": "memory added, MiB"} if told else {})
     size = (9, 2.8 * len(measures))
-    figure, axes = plt.subplots(len(measures), 3, figsize=size, squeeze=False, layout="constrained", facecolor="white")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(measures), 3, figsize=size, squeeze=False, sharey="row", layout="constrained")
     for column, (name, frame) in zip(axes.T, series(rows).items()):
         for axis, measure in zip(column, measures):
             power = exponent(frame[name], frame[measure])
             axis.plot(frame[name], frame[measure], "o-", color=COLORS[0])
             axis.set(xscale="log", yscale="log", title=f"grows as {name}$^{{{power:.1f}}}$")
             axis.set_xticks(frame[name], [f"{value:g}" for value in frame[name]])
-            axis.set_yticks(frame[measure], [f"{value:.3g}" for value in frame[measure]])
+            for point in zip(frame[name], frame[measure]):
+                axis.annotate(f"{point[1]:.3g}", point, (-8, 6), textcoords="offset points", ha="center")
+            axis.margins(0.12, 0.2)
             axis.minorticks_off()
+            axis.set_yticks([])
         column[-1].set_xlabel(name)
     for axis, label in zip(axes[:, 0], measures.values()):
         axis.set_ylabel(label)
