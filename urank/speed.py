@@ -71,6 +71,7 @@ def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> St
     chosen = rows[rows["part"] == part].reindex(columns=list(columns)).rename(columns=columns)
     numbers = chosen.select_dtypes("number").columns
     formats = {name: "{:.1f}" if (chosen[name] % 1).any() else "{:.0f}" for name in numbers}
+    formats |= {RATIOS[name]: "{:.2f}" for name in ("ratio", "processor_ratio")}
     return styled(chosen, part.split()[0], formats).hide(axis="index")
 
 
