@@ -22,8 +22,8 @@ TINY = Experiment(
     dataset="digits10",
     width=0.125,
     data=dict(train=400, test=100),
-    train=Recipe(epochs=4, batch_size=20, lr=0.03, crop=2, flip=False),
-    finetune=Recipe(epochs=2, batch_size=20, lr=0.01, crop=2, flip=False, ema_decay=0.9),
+    train=Recipe(epochs=4, batch_size=20, lr=0.03, crop=2, flip=False, precision="float32"),
+    finetune=Recipe(epochs=2, batch_size=20, lr=0.01, crop=2, flip=False, ema_decay=0.9, precision="float32"),
     tolerance=1.25,  # one image of 80
     calibration=150,
     validation=80,
@@ -186,7 +186,8 @@ def runs(tmp_path, monkeypatch):
 def mine(write):
     """A profile that runs `TINY`, and a second seed of it."""
     recipes = [
-        f"{{epochs: {epochs}, batch_size: 20, lr: {lr}, crop: 2, flip: false" for epochs, lr in ((4, 0.03), (2, 0.01))
+        f"{{epochs: {epochs}, batch_size: 20, lr: {lr}, crop: 2, flip: false, precision: float32"
+        for epochs, lr in ((4, 0.03), (2, 0.01))
     ]
     tiny = (
         "network: vgg11, dataset: digits10, width: 0.125, data: {train: 400, test: 100}, tolerance: 1.25, "

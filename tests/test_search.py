@@ -84,24 +84,27 @@ def search(network, calibration, validation, **options):
     return search_ranks(network, grams, validation, progress=False, **options)
 
 
-def assert_equal_to_reference(plan, rows, probes, mlu):
+def assert_equal_to_reference(plan, rows, probes, mlu, evaluation="exact"):
+    """Where images may be presumed to stay right, a passing probe may count too many, but not the last of a layer."""
     assert plan.to_frame().to_dict("records") == rows
     assert [(p.layer, p.side, p.k, p.passed) for p in plan.probes] == [probe[:4] for probe in probes]
     for probe, (*_, correct) in zip(plan.probes, probes, strict=True):
-        assert probe.correct in (None, correct)
         assert (probe.correct is None) == (not probe.passed)
+        if probe.passed:
+            assert probe.correct == correct or evaluation != "exact" and probe.correct > correct
     assert plan.mlu == pytest.approx(mlu)
 
 
 @pytest.mark.parametrize(("name", "mode", "tolerance"), CASES)
 def test_is_the_literal_search(trained, name, mode, tolerance):
     network, calibration, validation = trained(name)
-    plan = search(network, calibration, validation, mode=mode, tolerance=tolerance)
     reference = naive.search(network, naive.grams(network, calibration), validation, tolerance, mode)
-    assert_equal_to_reference(plan, *reference)
-    assert (plan.mode, plan.tolerance) == (mode, tolerance)
-    assert plan.total == sum(len(labels) for _, labels in validation)
-    assert plan.correct == naive.count_correct(network, validation)
+    for evaluation in ("exact", "auto"):
+        plan = search(network, calibration, validation, mode=mode, tolerance=tolerance, evaluation=evaluation)
+        assert_equal_to_reference(plan, *reference, evaluation)
+        assert (plan.mode, plan.tolerance) == (mode, tolerance)
+        assert plan.total == sum(len(labels) for _, labels in validation)
+        assert plan.correct == naive.count_correct(network, validation)
 
 
 @pytest.mark.parametrize("mode", ["joint", "isolated"])
@@ -109,7 +112,7 @@ def test_layers_are_searched_in_the_order_of_their_gram_matrices(trained, mode):
     """Backward, a step from layer to layer goes back in the network: what was kept for the last one does not serve."""
     network, calibration, validation = trained("residual")
     grams = accumulate_grams(network, calibration, progress=False)
-    plan = search_ranks(network, dict(reversed(grams.items())), validation, 2.5, mode, progress=False)
+    plan = search_ranks(network, dict(reversed(grams.items())), validation, 2.5, mode, "exact", progress=False)
     arrays = dict(reversed(naive.grams(network, calibration).items()))
     assert_equal_to_reference(plan, *naive.search(network, arrays, validation, 2.5, mode))
     assert [entry.layer for entry in plan.layers] == list(grams)[::-1]
@@ -133,8 +136,10 @@ def test_float32_agrees_with_the_literal_search_too():
         [(images.float(), labels) for images, labels in in_batches(*structured_images(count, 8, signal, seed), 64)]
         for count, seed in zip(counts, (2, 3))
     )
-    plan = search(network, calibration, validation, tolerance=2)
-    assert_equal_to_reference(plan, *naive.search(network, naive.grams(network, calibration), validation, 2))
+    reference = naive.search(network, naive.grams(network, calibration), validation, 2)
+    for evaluation in ("exact", "auto"):
+        plan = search(network, calibration, validation, tolerance=2, evaluation=evaluation)
+        assert_equal_to_reference(plan, *reference, evaluation)
 
 
 @pytest.mark.parametrize("mode", ["joint", "isolated"])
@@ -266,7 +271,7 @@ def test_grams_choose_the_layers_and_their_order(trained):
     grams = accumulate_grams(network, calibration, progress=False)
     for names in (["blocks.0.conv2", "head"], list(reversed(grams))):
         chosen = {name: grams[name] for name in names}
-        plan = search_ranks(network, chosen, validation, tolerance=2, progress=False)
+        plan = search_ranks(network, chosen, validation, tolerance=2, evaluation="exact", progress=False)
         assert [layer.layer for layer in plan.layers] == names
         arrays = {name: gram.numpy() for name, gram in chosen.items()}
         assert_equal_to_reference(plan, *naive.search(network, arrays, validation, 2))
@@ -475,7 +480,7 @@ class TestValidation:
     def test_of_agreement_make_a_search_without_labels(self, trained, mode):
         network, calibration, batches = trained("cnn")
         answers = Validation.agreement(network, batches)
-        plan = search(network, calibration, answers, tolerance=2, mode=mode)
+        plan = search(network, calibration, answers, tolerance=2, mode=mode, evaluation="exact")
         reference = naive.search(network, naive.grams(network, calibration), list(answers), 2, mode)
         assert_equal_to_reference(plan, *reference)
         assert plan.correct == plan.total == answers.total
