@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from urank import datasets
+from urank import datasets, precision
 from urank.deadline import OutOfTime
 from urank.precision import has_fast_bfloat16
 from urank.training import (
@@ -413,7 +413,7 @@ class TestPart:
         expected = self.network().eval()
         network[5].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
         network[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
-        fit(network, digits, replace(QUICK, epochs=1), part="5")
+        fit(network, digits, replace(QUICK, epochs=1, precision="float32"), part="5")
         images, features = seen[0::2], seen[1::2]
         assert len(features) == STEPS
         for batch, feature in zip(images, features):
@@ -422,7 +422,7 @@ class TestPart:
     def test_that_asked_for_no_gradient_still_does_not(self, digits):
         network = self.network()
         network[0].weight.requires_grad_(False)
-        fit(network, digits, replace(QUICK, epochs=1), part="5")
+        fit(network, digits, replace(QUICK, epochs=1, precision="float32"), part="5")
         assert [name for name, parameter in network.named_parameters() if not parameter.requires_grad] == ["0.weight"]
 
     def test_of_another_checkpoint(self, digits, tmp_path):
@@ -483,6 +483,20 @@ class TestEvaluate:
 class TestPrecision:
     def test_of_devices(self):
         assert has_fast_bfloat16(torch.device("meta")) is False
+
+    @pytest.mark.parametrize(
+        "known, fast",
+        [
+            ({}, False),  # what older versions of torch tell
+            (dict(cpu_name="Intel Xeon", avx512_bf16=True, amx_bf16=False), False),
+            (dict(cpu_name="Intel Xeon", avx512_bf16=True, amx_bf16=True), True),
+            (dict(cpu_name="AMD EPYC", avx512_bf16=True, amx_bf16=False), True),
+            (dict(cpu_name="AMD EPYC", avx512_bf16=False, amx_bf16=False), False),
+        ],
+    )
+    def test_of_processors(self, known, fast, monkeypatch):
+        monkeypatch.setattr(precision, "processor", lambda: known)
+        assert has_fast_bfloat16(torch.device("cpu")) is fast
 
     def test_bfloat16_on_the_cpu(self, digits):
         types = []

@@ -67,7 +67,7 @@ def search_ranks(
             gives its plan unless a probe, and not the last that passes in its layer, takes far more from an image's
             margin than it was seen to take from a tenth of them; "screened", which does this in bfloat16, unless that
             happens or bfloat16 moves a margin by far more than was seen. "auto" is "screened" for a float32 network
-            where the device multiplies bfloat16 in hardware, else "near". "bfloat16" and "sequential" are
+            where the device multiplies bfloat16 faster than float32, else "near". "bfloat16" and "sequential" are
             approximations.
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.

@@ -48,7 +48,7 @@ class Recipe:
         flip: mirror half of the images.
         ema_decay: decay of an exponential moving average of the weights, which is then what `fit` leaves in the
             network; None for none.
-        precision: "auto" is bfloat16 autocast where the device multiplies it in hardware, else float32.
+        precision: "auto" is bfloat16 autocast where the device multiplies it faster than float32, else float32.
         compile: run the network through `torch.compile`; a minute or so at the start, for fits much longer than that.
     """
 
