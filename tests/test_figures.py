@@ -783,7 +783,17 @@ def test_provenance_names_the_run(record):
     assert values["calibration"] == "150 training images"
     assert values["date"] == record["made"]["finetune"]["date"]
     assert values["device"] == record["made"]["train"]["device"]
+    assert values["fitted in"] == "float32"
     assert f"torch {record['versions']['torch']}" in values["versions"] and "train " in values["seconds"]
+
+
+def test_epochs_that_do_not_say_in_which_arithmetic_are_not_guessed_at(record):
+    first, *rest = record["history"]["train"]
+    older = {name: value for name, value in first.items() if name != "precision"}
+    mixed = altered(record, history__train=[older, *rest])
+    assert figures.provenance(mixed).data.iloc[:, 0]["fitted in"] == "float32, not noted"
+    unfitted = altered(record, history={"train": [], "finetune": [], "baseline": []})
+    assert figures.provenance(unfitted).data.iloc[:, 0]["fitted in"] == "–"
 
 
 def test_provenance_is_the_same_page_each_time(record):

@@ -505,6 +505,8 @@ class TestPrecision:
         history = fit(network, digits, replace(QUICK, precision="bfloat16"))
         exact, exact_history = fitted(digits, replace(QUICK, precision="float32"))
         assert set(types) == {torch.bfloat16}
+        assert {row["precision"] for row in history} == {"bfloat16"}
+        assert {row["precision"] for row in exact_history} == {"float32"}
         assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
         assert history[-1]["loss"] == pytest.approx(exact_history[-1]["loss"], rel=0.1)
         assert not same_bits(network, exact)

@@ -31,9 +31,14 @@ def ieee_float32() -> Iterator[None]:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """bfloat16 autocast for "bfloat16", and for "auto" where the device multiplies it faster than float32."""
-    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    bfloat16 = arithmetic(device, precision) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+
+def arithmetic(device: torch.device, precision: str) -> str:
+    """What `precision`, which may be "auto", means on `device`: "float32" or "bfloat16"."""
+    fastest = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return fastest if precision == "auto" else precision
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

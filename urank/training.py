@@ -24,7 +24,7 @@ from urank.datasets import Dataset, FileSplit, Split
 from urank.deadline import check_time
 from urank.distributed import is_first, processes, synchronize, total
 from urank.files import read_checkpoint, write_checkpoint
-from urank.precision import autocast
+from urank.precision import arithmetic, autocast
 from urank.validation import Validation
 
 
@@ -111,7 +111,7 @@ def fit(
     deadline: float | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """Fit `model` in place on `dataset.train` and return a row (epoch, loss, accuracy, seconds) an epoch.
+    """Fit `model` in place on `dataset.train` and return a row (epoch, loss, accuracy, seconds, precision) an epoch.
 
     `loss` and `accuracy` (percent) are those of the augmented training images as they were seen. Several processes
     (see `distributed`) share each batch; batch norm then sees one share at a time.
@@ -140,7 +140,8 @@ def fit(
         for epoch in range(len(run.history), recipe.epochs):
             start = time.perf_counter()
             loss, accuracy = run.epoch(dataset, train, epoch, description, progress)
-            run.history.append(dict(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start))
+            seconds, precision = time.perf_counter() - start, arithmetic(train.device, recipe.precision)
+            run.history.append(dict(epoch=epoch, loss=loss, accuracy=accuracy, seconds=seconds, precision=precision))
             if checkpoint is not None:
                 run.save(checkpoint)
             if left := recipe.epochs - epoch - 1:

@@ -239,6 +239,7 @@ def provenance(record: Record) -> Styler:
         "calibration": f"{record['calibration_images']} training images",
         "seed": experiment["seed"],
         "device": devices([record]),
+        "fitted in": precisions(record),
         "date": record["made"]["finetune"]["date"],
         "versions": versions,
         "seconds": seconds,
@@ -251,6 +252,12 @@ def devices(records: Iterable[Record]) -> str:
     """Every device that a stage of the records was computed on."""
     names = {name for record in records for made in record["made"].values() for name in made["device"].split("; ")}
     return "; ".join(sorted(names))
+
+
+def precisions(record: Record) -> str:
+    """In which arithmetic the epochs were computed; those from before this was noted do not say."""
+    noted = {epoch.get("precision", "not noted") for epochs in record["history"].values() for epoch in epochs}
+    return ", ".join(sorted(noted)) or "–"
 
 
 def provenances(records: Sequence[Record]) -> Styler:
