@@ -58,7 +58,8 @@ def test_one_part_leaves_what_was_measured_of_others(monkeypatch, tmp_path):
     script.main(only=["vit", "grams"], images=4, out=path)
     rows = speed.benchmark(path)
     assert len(rows) == 1 + 9 and (rows.loc[rows["part"] == "Gram matrix", "ratio"] > 0).all()
-    assert speed.machines(rows).startswith("Measured on a GPU, torch 2.11.0; ")
+    assert speed.machines(rows).endswith(f", torch {torch.__version__} (grams).")
+    assert speed.machines(rows).startswith("Measured on a GPU, torch 2.11.0 (vit); ")
 
 
 def test_a_whole_search_is_timed():

@@ -23,7 +23,7 @@ RATIOS = {
     "peak_mib": "this package, MiB",
 }
 SEARCH = {name: label for name, label in RATIOS.items() if name != "processor_ratio"}
-SEARCH |= {"images": "images", "correct": "correct", "probes": "probes", "failed": "failed"}
+SEARCH |= {name: name for name in ("images", "correct", "probes", "failed")}
 DELVE = {name: label for name, label in RATIOS.items() if name != "same"}
 DELVE |= {"naive_seconds": "delve, s", "naive_peak_mib": "delve, MiB"}
 APPROXIMATION = RATIOS | {
@@ -58,9 +58,12 @@ def benchmark(path: Path = BENCHMARK) -> pd.DataFrame:
 
 
 def machines(rows: pd.DataFrame) -> str:
-    """On which devices, and with which torch, the rows were measured; one sentence."""
-    pairs = rows[["device", "torch"]].drop_duplicates()
-    return "Measured on " + "; ".join(f"{row.device}, torch {row.torch}" for row in pairs.itertuples()) + "."
+    """On which devices, and with which torch, the rows were measured; with the parts where they differ."""
+    groups = rows.groupby(["device", "torch"], sort=False)["only"].unique()
+    where = [f"{device}, torch {torch}" for device, torch in groups.index]
+    if len(where) > 1:
+        where = [f"{one} ({', '.join(parts)})" for one, parts in zip(where, groups)]
+    return f"Measured on {'; '.join(where)}."
 
 
 def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> Styler:
