@@ -422,7 +422,7 @@ class TestPart:
     def test_that_asked_for_no_gradient_still_does_not(self, digits):
         network = self.network()
         network[0].weight.requires_grad_(False)
-        fit(network, digits, replace(QUICK, epochs=1, precision="float32"), part="5")
+        fit(network, digits, replace(QUICK, epochs=1), part="5")
         assert [name for name, parameter in network.named_parameters() if not parameter.requires_grad] == ["0.weight"]
 
     def test_of_another_checkpoint(self, digits, tmp_path):

@@ -39,9 +39,7 @@ def fitted(folder: Path) -> dict:
     digits = datasets.load("digits10", train=120, test=20)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 16), nn.ReLU(), nn.Linear(16, 10))
-    recipe = Recipe(
-        epochs=2, batch_size=20, lr=0.02, crop=2, flip=False, ema_decay=0.9, precision="float32"
-    )
+    recipe = Recipe(epochs=2, batch_size=20, lr=0.02, crop=2, flip=False, ema_decay=0.9, precision="float32")
     history = fit(network, digits, recipe, checkpoint=folder / "fit.ckpt")
     write_weights(folder / "fit.safetensors", network)
     rows = dict(loss=[row["loss"] for row in history], trained_on=[row["accuracy"] for row in history])

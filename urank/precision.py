@@ -37,8 +37,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 def arithmetic(device: torch.device, precision: str) -> str:
     """What `precision`, which may be "auto", means on `device`: "float32" or "bfloat16"."""
-    fastest = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    return fastest if precision == "auto" else precision
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
