@@ -496,6 +496,40 @@ class TestFinetuning:
         assert "The paper prints a change of +1.0 points." in figures.finetuning_caption(full)
 
 
+class TestRepetition:
+    @pytest.fixture
+    def seeds(self, several):
+        measured = dict(accuracy__original=82.0, accuracy__finetuned=75.5, accuracy__baseline=77.0)
+        return [altered(several[0], accuracy__baseline=77.5), altered(several[1], **measured)]
+
+    def test_chooses_plain_networks_of_several_seeds(self, several, seeds):
+        first, second = seeds
+        assert figures.repeated([second, *several[2:], first]) == [[first, second]]
+        assert figures.repeated([first, again(second, variant="longer"), *several[2:]]) == []
+
+    def test_table_ends_with_mean_and_deviation(self, seeds):
+        frame = figures.repetition_table(seeds)
+        assert frame.index.tolist() == [0, 1, "mean", "standard deviation"] and frame.index.name == "seed"
+        assert frame["original %"].tolist() == pytest.approx([80, 82, 81, 2**0.5])
+        assert frame["change"].tolist() == pytest.approx([-5, -6.5, -5.75, 1.5 / 2**0.5])
+        html = figures.style_repetition(frame, "seeds").to_html()
+        assert ">-5.75<" in html and ">1.06<" in html
+
+    def test_has_no_mean_where_a_seed_lacks_a_number(self, seeds):
+        frame = figures.repetition_table([altered(seeds[0], accuracy__baseline=None), seeds[1]])
+        assert frame["full rank %"].isna().tolist() == [True, False, True, True]
+
+    def test_caption_has_both(self, seeds):
+        caption = figures.repetition_caption(seeds)
+        assert caption.startswith("**vgg11 on cifar10.** Over 2 seeds, as mean and standard deviation, the original")
+        assert "reaches 81.00 ± 1.41 %" in caption
+        assert "ends 5.75 ± 1.06 points below its original, 2.00 ± 0.71 points below the full-rank network" in caption
+        alone = figures.repetition_caption([altered(seeds[0], accuracy__baseline=None), seeds[1]])
+        assert alone.endswith("points below its original.")
+        untuned = [again(one, finetune=one["experiment"]["finetune"] | dict(epochs=0)) for one in seeds]
+        assert "fine-tuned" not in figures.repetition_caption(untuned)
+
+
 class TestSnapshot:
     def test_draws_the_ranks_of_every_layer(self, several):
         [chosen] = figures.families(several)

@@ -11,12 +11,14 @@ from urank.figures.contrasts import (
     plain,
     pretrainings,
     protocols,
+    repeated,
     tolerances,
     without_variants,
 )
 from urank.figures.finetuning import finetuning_caption, finetuning_table, style_finetuning
 from urank.figures.hyperparameters import paper_table2, recipes, recipes_caption, table2_caption
 from urank.figures.protocol import protocol_caption, protocol_table, style_protocol
+from urank.figures.repetition import repetition_caption, repetition_table, style_repetition
 from urank.figures.snapshot import snapshot, snapshot_caption
 from urank.figures.spectra import (
     cumulative,
@@ -76,6 +78,9 @@ __all__ = [
     "provenances",
     "recipes",
     "recipes_caption",
+    "repeated",
+    "repetition_caption",
+    "repetition_table",
     "snapshot",
     "snapshot_caption",
     "spectra",
@@ -83,6 +88,7 @@ __all__ = [
     "spread",
     "style_finetuning",
     "style_protocol",
+    "style_repetition",
     "style_table",
     "styled",
     "sweep_caption",

@@ -23,7 +23,7 @@ def one_seed(records: Iterable[Record]) -> list[Record]:
     lowest: dict[tuple, Record] = {}
     for record in records:
         key = (*place(record), variant(record))
-        if key not in lowest or record["experiment"]["seed"] < lowest[key]["experiment"]["seed"]:
+        if key not in lowest or seed(record) < seed(lowest[key]):
             lowest[key] = record
     return list(lowest.values())
 
@@ -40,6 +40,11 @@ def family(record: Record) -> str:
 def family_of(network: str) -> str:
     """A network's name without its size: "vgg" for "vgg19"."""
     return network.rstrip("0123456789")
+
+
+def repeated(records: Iterable[Record]) -> list[list[Record]]:
+    """For each plain network that was trained from several seeds, a record a seed, the lowest first."""
+    return [sorted(group, key=seed) for group in alike(without_variants(records), place)]
 
 
 def families(records: Iterable[Record]) -> list[list[Record]]:
@@ -167,6 +172,10 @@ def finetuning_epochs(record: Record) -> int:
     return record["experiment"]["finetune"]["epochs"]
 
 
+def seed(record: Record) -> int:
+    return record["experiment"]["seed"]
+
+
 def width(record: Record) -> float:
     return record["experiment"]["width"]
 
@@ -176,7 +185,7 @@ def place(record: Record) -> tuple[str, str]:
 
 
 def place_and_seed(record: Record) -> tuple[str, str, int]:
-    return *place(record), record["experiment"]["seed"]
+    return *place(record), seed(record)
 
 
 def largest(records: Iterable[Record], key: Callable[[Record], object]) -> list[Record]:
@@ -202,8 +211,8 @@ def label(record: Record, among: Iterable[Record]) -> str:
     twins = [other for other in among if place(other) == place(record) and other["weights"] != record["weights"]]
     if any(variant(other) != variant(record) for other in twins):
         words.append(training(variant(record)))
-    if any(other["experiment"]["seed"] != this["seed"] for other in twins):
-        words.append(f"seed {this['seed']}")
+    if any(seed(other) != seed(record) for other in twins):
+        words.append(f"seed {seed(record)}")
     if not words and len(among) > 1:
         words.append(protocol(record, among))
     return ", ".join(words) or this["network"]

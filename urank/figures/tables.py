@@ -147,9 +147,10 @@ def baseline(record: Record) -> float:
     return float("nan") if measured is None else measured
 
 
-def off(change: float) -> str:
-    """A signed distance in points, in words."""
-    return f"{abs(change):.2f} points {'below' if change < 0 else 'above'}"
+def off(change: float, deviation: float | None = None) -> str:
+    """A signed distance in points, in words; with its standard deviation where it is a mean."""
+    spread = "" if deviation is None else f" ± {deviation:.2f}"
+    return f"{abs(change):.2f}{spread} points {'below' if change < 0 else 'above'}"
 
 
 def speed_ratio(record: Record) -> float:
@@ -276,6 +277,6 @@ def provenances(records: Sequence[Record]) -> Styler:
             "device": devices([record]),
             "date": record["made"]["finetune"]["date"],
         }
-    table = styled(pd.DataFrame(rows).T.rename_axis("run"), identifier("runs", records[0]))
+    table = styled(pd.DataFrame(rows).T.rename_axis("run"), identifier("runs", records[-1]))
     # "important", as the rule for all cells of the table is the more specific one
     return table.set_properties(subset=["device"], **{"white-space": "normal !important", "min-width": "9em"})
