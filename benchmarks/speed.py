@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import pandas as pd
@@ -26,11 +27,11 @@ from torch.utils.benchmark import Timer, timer  # waits until a GPU has done wha
 
 import urank
 from benchmarks import naive
-from urank import datasets
+from urank import datasets, profiles
 from urank.files import read_json, write_json
 from urank.layers import evaluating, matrix_layers
 from urank.patches import assemble_gram, patch_products
-from urank.precision import has_fast_bfloat16
+from urank.precision import arithmetic, has_fast_bfloat16
 from urank.provenance import describe
 
 OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "speed.json"
@@ -38,6 +39,7 @@ OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "speed.json"
 # images takes most of the time and that nearly all of them are right
 SEARCHES = {"vgg11": (0.25, 10_000, 6), "resnet18": (1.0, 1000, 6), "deit": (0.34, 300, 8)}
 SEARCH_TOLERANCE = 0.1  # the paper's
+TRAINED = ("vgg11", "vgg13", "vgg16", "vgg19", "resnet18", "resnet50", "resnet101")
 TOLERANCE = 0.5  # of the other parts, which have few images
 
 
@@ -236,6 +238,42 @@ def scaling_sizes(images: int) -> list[tuple[str, float, int]]:
     return counts + widths + [(deeper, width, images) for deeper in ("vgg13", "vgg16", "vgg19")]
 
 
+def training_part(images: int | None, networks: Sequence[str] = TRAINED) -> list[dict]:
+    """Images a second that `fit` trains with, by the recipes of the `cifar` profile, in float32 and in bfloat16.
+
+    On a GPU also with `torch.compile`. The images are digits: what is on them takes no time.
+    """
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    digits = datasets.load("digits10", train=images or (20_000 if gpu else 2000), test=100)
+    cifar = profiles.load_profile("cifar")
+    return [training_row(name, digits, cifar.find(f"cifar10/{name}").train, device) for name in networks]
+
+
+def training_row(network: str, digits: datasets.Dataset, recipe: urank.Recipe, device: torch.device) -> dict:
+    ways = dict(float32=dict(precision="float32"), bfloat16=dict(precision="bfloat16"))
+    if device.type == "cuda":
+        ways["compiled"] = dict(precision="bfloat16", compile=True)
+    rates = {way: pace(network, digits, replace(recipe, epochs=4, **options), device) for way, options in ways.items()}
+    return dict(
+        part="training",
+        what=network,
+        batch=recipe.batch_size,
+        **{way: float(f"{rate:.3g}") for way, rate in rates.items()},
+        ratio=round(rates["bfloat16"] / rates["float32"], 2),
+        auto=arithmetic(device, "auto"),
+        device=describe(device),
+    )
+
+
+def pace(network: str, digits: datasets.Dataset, recipe: urank.Recipe, device: torch.device) -> float:
+    """Training images a second of the median epoch, the first left out, in which the device and its caches warm up."""
+    torch.manual_seed(0)
+    history = urank.fit(urank.create(network, 10), digits, recipe, device=device, progress=False)
+    seen = len(digits.train) // recipe.batch_size * recipe.batch_size
+    return seen / median(epoch["seconds"] for epoch in history[1:])
+
+
 def vit_part(images: int | None) -> list[dict]:
     """The full search of a ViT-B/16 at 224 pixels, on a GPU; a processor would take weeks."""
     if not torch.cuda.is_available():
@@ -323,6 +361,7 @@ PARTS = dict(
     approximations=approximations_part,
     grams=grams_part,
     scaling=scaling_part,
+    training=training_part,
     vit=vit_part,
     delve=delve_part,
 )

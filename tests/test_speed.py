@@ -7,6 +7,7 @@ import urank
 from benchmarks import speed as script
 from urank import speed
 from urank.files import write_json
+from urank.precision import has_fast_bfloat16
 from urank.provenance import describe
 
 
@@ -70,6 +71,16 @@ def test_a_whole_search_is_timed():
     assert row["layers"] == 6 * 4 + 2 and row["probes"] > row["failed"] > 0
     assert row["device_tflops"] > 0 and row["device"] == describe(torch.device("cpu"))
     assert row["images_per_second"] == pytest.approx(row["probes"] * 20 / row["seconds"], rel=0.2)
+
+
+def test_training_is_timed_in_both_arithmetics():
+    rows = pd.DataFrame(script.training_part(128, ["resnet18"]))
+    [row] = rows.to_dict("records")
+    assert row["ratio"] == pytest.approx(row["bfloat16"] / row["float32"], rel=0.02) and row["float32"] > 0
+    auto = "bfloat16" if has_fast_bfloat16(torch.device("cpu")) else "float32"
+    assert (row["auto"], row["batch"]) == (auto, 128)
+    html = speed.table(rows, "training", speed.TRAINING).to_html()
+    assert "resnet18" in html and ("compiled" in html) == torch.cuda.is_available()
 
 
 def test_an_unknown_part_is_named(tmp_path):

@@ -35,6 +35,15 @@ APPROXIMATION = RATIOS | {
     "mlu": "MLU %",
     "largest_rank_difference": "largest change of a rank",
 }
+TRAINING = {
+    "what": "network",
+    "batch": "images a batch",
+    "float32": "float32, images/s",
+    "bfloat16": "bfloat16, images/s",
+    "compiled": "bfloat16 compiled, images/s",
+    "ratio": "times faster",
+    "auto": "auto",
+}
 WHOLE = {
     "what": "what",
     "device": "device",
@@ -69,9 +78,10 @@ def machines(rows: pd.DataFrame) -> str:
 def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> Styler:
     """One part of the benchmark, a row a comparison; `columns` from the rows' names to those on the page.
 
-    A part that was not run has no rows.
+    A part that was not run has no rows, a column that no row has is left out.
     """
     chosen = rows[rows["part"] == part].reindex(columns=list(columns)).rename(columns=columns)
+    chosen = chosen.dropna(axis=1, how="all") if len(chosen) else chosen
     numbers = chosen.select_dtypes("number").columns
     formats = {name: "{:.1f}" if (chosen[name] % 1).any() else "{:.0f}" for name in numbers}
     formats |= {RATIOS[name]: "{:.2f}" for name in ("ratio", "processor_ratio")}
