@@ -245,7 +245,7 @@ def training_part(images: int | None, networks: Sequence[str] = TRAINED) -> list
     """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    digits = datasets.load("digits10", train=images or (20_000 if gpu else 2000), test=100)
+    digits = datasets.load("digits10", train=images or (20_000 if gpu else 1280), test=100)
     cifar = profiles.load_profile("cifar")
     return [training_row(name, digits, cifar.find(f"cifar10/{name}").train, device) for name in networks]
 
