@@ -11,6 +11,7 @@ from conftest import finished
 from matplotlib.colors import to_rgb
 
 from urank import figures, paper
+from urank.figures.contrasts import place
 from urank.figures.style import signed
 from urank.records import Record
 
@@ -638,6 +639,14 @@ class TestTradeoff:
         assert [(*arrow.xyann, *arrow.xy) for arrow in arrows] == [
             pytest.approx((*start[:2], *end[:2])) for start, end in zip(expected[::2], expected[1::2])
         ]
+
+    def test_takes_the_data_sets_apart(self, several):
+        plain = figures.plain(several)
+        groups = figures.by_dataset(figures.measured_points(plain))
+        assert len(groups) > 1 and sum(map(len, groups.values())) == len(plain)
+        for dataset, points in groups.items():
+            assert points["label"].tolist() == [name for data, name in map(place, plain) if data == dataset]
+            assert points.index.tolist() == list(range(len(points)))
 
     def test_draws_the_paper_s_rows_of_the_same_networks_hollow(self, several):
         points = figures.measured_points(figures.families(several)[0])

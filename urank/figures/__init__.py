@@ -46,10 +46,11 @@ from urank.figures.tables import (
     table4,
     table5,
 )
-from urank.figures.tradeoff import beside, measured_points, tradeoff, tradeoff_caption
+from urank.figures.tradeoff import beside, by_dataset, measured_points, tradeoff, tradeoff_caption
 
 __all__ = [
     "beside",
+    "by_dataset",
     "compared",
     "comparisons",
     "complexities",

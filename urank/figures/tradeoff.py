@@ -92,6 +92,12 @@ def measured_points(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_dataset(points: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The points of each data set, labelled by their network alone, with a row index from 0."""
+    groups = points.assign(label=points["network"]).groupby("dataset")
+    return {dataset: group.reset_index(drop=True) for dataset, group in groups}
+
+
 def beside(points: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame | None:
     """The paper's points of the networks and data sets in `points`; None where it has none of them."""
     ours = set(zip(points["network"], points["dataset"]))
