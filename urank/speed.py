@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from urank.figures.style import COLORS, STYLE, closed, styled
+from urank.figures.style import COLORS, STYLE, WRAPPED, closed, styled
 from urank.files import read_json
 
 BENCHMARK = Path(__file__).parent.parent / "data" / "benchmarks" / "speed.json"
@@ -85,7 +85,8 @@ def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> St
     numbers = chosen.select_dtypes("number").columns
     formats = {name: "{:.1f}" if (chosen[name] % 1).any() else "{:.0f}" for name in numbers}
     formats |= {RATIOS[name]: "{:.2f}" for name in ("ratio", "processor_ratio")}
-    return styled(chosen, part.split()[0], formats).hide(axis="index")
+    shown = styled(chosen, part.split()[0], formats).hide(axis="index")
+    return shown.set_properties(subset=[columns["what"]], **WRAPPED)
 
 
 def exponent(x: pd.Series, y: pd.Series) -> float:

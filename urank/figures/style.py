@@ -26,6 +26,8 @@ TABLE = [
     {"selector": "th.row_heading", "props": "white-space: normal"},
     {"selector": "th.col_heading", "props": "white-space: normal; vertical-align: bottom"},
 ]
+# Of a column of words among numbers; "important", as the rule for all cells of the table is the more specific one.
+WRAPPED = {"white-space": "normal !important", "min-width": "9em"}
 TEXT = [{"selector": "th, td", "props": "text-align: left; white-space: normal; min-width: 6em"}]
 
 

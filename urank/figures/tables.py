@@ -8,7 +8,7 @@ from pandas.io.formats.style import Styler
 
 from urank import paper
 from urank.figures.contrasts import training, variant, without_variants
-from urank.figures.style import signed, styled
+from urank.figures.style import WRAPPED, signed, styled
 from urank.records import Record
 from urank.training import what_is_fitted
 
@@ -278,5 +278,4 @@ def provenances(records: Sequence[Record]) -> Styler:
             "date": record["made"]["finetune"]["date"],
         }
     table = styled(pd.DataFrame(rows).T.rename_axis("run"), identifier("runs", records[-1]))
-    # "important", as the rule for all cells of the table is the more specific one
-    return table.set_properties(subset=["device"], **{"white-space": "normal !important", "min-width": "9em"})
+    return table.set_properties(subset=["device"], **WRAPPED)
