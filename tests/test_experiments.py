@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -292,7 +292,7 @@ class TestDamage:
     def test_folder_of_another_experiment(self, copied):
         before = written(copied), (copied / "experiment.json").read_bytes()
         with pytest.raises(ValueError, match=f"{copied} holds another experiment"):
-            again(replace(TINY, tolerance=2.0), copied)
+            again(replace(TINY, seed=1), copied)
         assert (written(copied), (copied / "experiment.json").read_bytes()) == before
 
     def test_folder_in_which_another_experiment_computed_nothing(self, tmp_path, monkeypatch):
@@ -721,6 +721,90 @@ class TestEarlierVersions:
         write_json(copied / "experiment.json", begun)
         with pytest.raises(ValueError, match="another experiment"):
             again(replace(TINY, holdout=10), copied)
+
+
+class TestSettings:
+    """What no stage has read yet may be changed; the network that was trained is kept."""
+
+    FASTER = replace(TINY, finetune=replace(TINY.finetune, epochs=1), baseline=False)
+
+    @pytest.mark.parametrize(
+        "changes, what, files",
+        [
+            (dict(tolerance=2.0), "tolerance", "search.json"),
+            (
+                dict(validation=50, calibration=100),
+                "calibration and validation",
+                "calibrate.json and search.json and sweep.json",
+            ),
+            (dict(finetune=Recipe(epochs=1)), "finetune", "finetune.json and baseline.json"),
+        ],
+    )
+    def test_that_a_stage_has_read_are_refused(self, copied, changes, what, files):
+        before = written(copied), (copied / "experiment.json").read_bytes()
+        with pytest.raises(ValueError, match=f"was run with another {what} .*: delete {files}"):
+            again(replace(TINY, **changes), copied)
+        assert (written(copied), (copied / "experiment.json").read_bytes()) == before
+
+    def test_the_advice_works(self, copied):
+        trained = written(copied)[copied / "train.json"]
+        (copied / "search.json").unlink()
+        searched = again(replace(TINY, tolerance=20.0), copied)
+        assert searched.experiment.tolerance == 20.0 and searched.plan.tolerance == 20.0
+        assert written(copied)[copied / "train.json"] == trained
+        assert again(replace(TINY, tolerance=20.0), copied) == searched
+
+    def test_of_a_stage_to_come_are_changed(self, copied, tmp_path):
+        trained = written(copied)[copied / "train.json"]
+        for stage in ("finetune", "baseline", "latency"):
+            (copied / f"{stage}.json").unlink()
+        shorter = again(self.FASTER, copied)
+        assert shorter.experiment == self.FASTER and written(copied)[copied / "train.json"] == trained
+        assert measured(shorter) == measured(again(self.FASTER, tmp_path / "fresh"))
+
+    def test_that_a_stage_reads_are_named(self, tmp_path, monkeypatch):
+        """A setting read by a stage that is not named with it could be changed after that stage."""
+        running, read = [""], {name: set() for name in ("", *STAGES)}
+
+        class Watched(Experiment):
+            def __getattribute__(self, name):
+                read[running[0]].add(name)
+                return super().__getattribute__(name)
+
+        def watched(name, compute):
+            def result(work):
+                running[0] = name
+                vars(work).pop("validation", None)  # kept from an earlier stage, it would not be read again
+                content = compute(work)
+                running[0] = ""
+                return content
+
+            return result
+
+        for name, compute in STAGES.items():
+            monkeypatch.setitem(STAGES, name, watched(name, compute))
+        settings = {setting.name: getattr(UNTRAINED, setting.name) for setting in fields(Experiment)}
+        again(Watched(**settings | dict(finetune=Recipe(epochs=1, batch_size=10), sweep=["classifier"])), tmp_path)
+        named = {name for names in work.SETTINGS.values() for name in names}
+        for name in set(STAGES) - {"train"}:
+            assert read[name] & named == set(work.SETTINGS.get(name, [])), name
+
+    def test_an_epoch_of_it_counts_as_begun(self, copied):
+        (copied / "finetune.json").unlink()
+        (copied / "baseline.json").rename(copied / "finetune.ckpt")
+        with pytest.raises(ValueError, match="delete finetune.ckpt there"):
+            again(self.FASTER, copied)
+
+    def test_a_baseline_may_come_and_go(self, copied, record):
+        without = again(replace(TINY, baseline=False), copied)
+        assert without["accuracy"]["baseline"] is None and "baseline" not in without["seconds"]
+        assert measured(again(TINY, copied)) == measured(record)
+
+    def test_the_record_of_the_former_ones_is_gone(self, copied):
+        """Else it would be published as that of the new ones."""
+        (copied / "finetune.json").unlink(), (copied / "baseline.json").unlink()
+        claim(copied, self.FASTER, same_code=False)
+        assert not (copied / "record.json").exists()
 
 
 class TestCode:

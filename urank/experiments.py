@@ -19,7 +19,7 @@ from urank.files import delete_unfinished, read_json, write_json
 from urank.provenance import code_digest, digest
 from urank.records import Experiment, Record, as_json, check_start
 from urank.stages import STAGES, stages_of
-from urank.work import Work, joined
+from urank.work import SETTINGS, Work, joined
 
 
 def run(
@@ -43,8 +43,8 @@ def run(
             but the first.
 
     Raises:
-        ValueError: the folder holds another experiment, a name or option is unknown, or `start` is not the folder of
-            the experiment to start from.
+        ValueError: the folder holds another experiment or a stage that was run with other settings, a name or option
+            is unknown, or `start` is not the folder of the experiment to start from.
         OutOfTime: the deadline has passed and something is left; the next call goes on there.
     """
     folder = Path(folder).resolve()
@@ -102,11 +102,9 @@ def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path |
         write_json(path, content)
         (folder / "labels.json").unlink(missing_ok=True)
     begun = read_json(path) if path.exists() else {}  # gone where a restart was killed while it deleted the folder
-    if begun and begun_definition(begun) != content["definition"]:
-        raise ValueError(
-            f"{folder} holds another experiment (see experiment.json there): delete it, give this one a variant, or "
-            f"set URANK_RUNS to another folder of runs"
-        )
+    definition = begun_definition(begun)
+    if begun:
+        check_settings(folder, definition, content["definition"])
     same_start = begun.get("start") == content["start"]
     codes = {begun.get("code"), *(stage["made"]["code"] for stage in stages)}
     codes |= {maker["code"] for stage in folder.glob("*.begun") for maker in read_json(stage)["makers"]}
@@ -117,6 +115,25 @@ def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path |
         raise ValueError(f"{folder} holds stages but no experiment.json to say of what: delete it to start again")
     elif not same_start:
         raise ValueError(f"{folder} was begun from other weights of {experiment.start}: delete it to start again")
+    elif definition != content["definition"]:
+        (folder / "record.json").unlink(missing_ok=True)  # it is of the experiment as it was defined before
+        write_json(path, begun | dict(definition=content["definition"]))
+
+
+def check_settings(folder: Path, begun: dict | None, wanted: dict) -> None:
+    """Refuse a definition that a stage begun in `folder` contradicts; what no stage has read yet may change."""
+    changed = {name for name, value in wanted.items() if begun is None or begun[name] != value} - {"baseline"}
+    if changed - {name for names in SETTINGS.values() for name in names}:
+        raise ValueError(
+            f"{folder} holds another experiment (see experiment.json there): delete it, give this one a variant, or "
+            f"set URANK_RUNS to another folder of runs"
+        )
+    read = [f"{stage}.{kind}" for stage, names in SETTINGS.items() for kind in ("json", "ckpt") if changed & set(names)]
+    if kept := [name for name in read if (folder / name).exists()]:
+        raise ValueError(
+            f"{folder} was run with another {' and '.join(sorted(changed))} (see experiment.json there): delete "
+            f"{' and '.join(kept)} there to run that and what follows from it again, or give this experiment a variant"
+        )
 
 
 def finished_stages(folder: Path) -> list[dict]:

@@ -47,6 +47,15 @@ READS = {
     "baseline": "train",
     "latency": "finetune",
 }
+# The settings of an experiment that a stage reads. All others decide which network is trained, but for `baseline`: it
+# decides whether there is such a stage.
+SETTINGS = {
+    "calibrate": ["calibration"],
+    "search": ["tolerance", "mode", "order", "validation"],
+    "sweep": ["sweep", "validation"],
+    "finetune": ["finetune"],
+    "baseline": ["finetune"],
+}
 SMALL = 3 * 64 * 64  # an image of at most so many numbers is small
 
 
