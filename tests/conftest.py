@@ -64,10 +64,13 @@ def cached(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tf32_allowed():
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    settings = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "tf32"
     yield
-    matmul.fp32_precision = before
+    for setting, precision in zip(settings, before):
+        setting.fp32_precision = precision
 
 
 class Block(nn.Module):

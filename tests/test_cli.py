@@ -1,3 +1,4 @@
+import json
 import os
 import runpy
 import shutil
@@ -10,6 +11,7 @@ import torch
 from conftest import finished
 
 from urank import cli, profiles
+from urank.records import Record
 from urank.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -90,16 +92,27 @@ class TestReproduce:
         assert code == 0 and out.startswith("digits10/vgg11: ") and len(out.splitlines()) == 2
 
     def test_stops_when_its_time_is_spent(self, urank, mine, runs):
-        """What was run is read, what was not is not begun, and that is no failure."""
+        """What was run is read, what was not is not begun, and the exit status says that it is to be called again."""
         arguments = "reproduce", "--profile", "mine", "--seeds", "0,2", "--device", "cpu", "--time-budget", "0"
         code, out, err = urank(*arguments, "--only", "digits10/vgg11")
-        assert code == 0 and err == ""
+        assert code == 75 and err == ""
         assert out.splitlines()[0].startswith("digits10/vgg11: ")
         assert out.splitlines()[2:] == [
             "The time budget is spent: digits10/vgg11-s2 has its stage train ahead. "
             "To be finished by the same command: digits10/vgg11-s2"
         ]
         assert not (runs / "mine" / "digits10" / "vgg11-s2" / "train.json").exists()
+
+    def test_goes_on_after_one_that_fails(self, urank, mine, runs):
+        damaged = runs / "mine" / "digits10" / "vgg11-s2" / "train.json"
+        damaged.parent.mkdir()
+        damaged.write_text("{")
+        arguments = "reproduce", "--profile", "mine", "--seeds", "2,0", "--device", "cpu", "--only", "digits10/vgg11"
+        code, out, err = urank(*arguments)
+        assert code == 1 and out.startswith("digits10/vgg11: ")
+        first, second = err.splitlines()
+        assert first.startswith("urank: digits10/vgg11-s2: ") and str(damaged) in first
+        assert second == "urank: 1 of 2 experiments failed: digits10/vgg11-s2"
 
     @pytest.mark.parametrize("seeds", ["", "one", "1;2", "-1", "1,"])
     def test_of_no_seeds(self, urank, mine, seeds):
@@ -169,6 +182,15 @@ class TestPublish:
         path = tmp_path / "records" / "digits10" / "vgg11.json"
         assert (code, out) == (0, f"{path}\n")
         assert path.read_bytes() == (runs / "mine" / "digits10" / "vgg11" / "record.json").read_bytes()
+
+    def test_notes_what_no_longer_stands_beside_it(self, urank, mine, runs, tmp_path, monkeypatch):
+        records = tmp_path / "records"
+        monkeypatch.setattr(profiles, "RECORDS", records)
+        another = json.loads((runs / "mine" / "digits10" / "vgg11" / "record.json").read_text())
+        another["experiment"] |= dict(seed=1, tolerance=3.0)
+        Record(another).save(records / "digits10" / "vgg11-s1.json")
+        code, _, err = urank("publish", "vgg11/digits10", "--profile", "mine")
+        assert code == 0 and err.startswith("note: digits10/vgg11-s1 was run otherwise") and err.count("\n") == 1
 
     def test_of_what_was_not_run(self, urank, mine, runs):
         fails_in_one_sentence(urank("publish", "digits10/vgg11-s1", "--profile", "mine"), "has no record yet")

@@ -431,6 +431,16 @@ class TestPart:
             fit(self.network(), digits, replace(QUICK, epochs=1), checkpoint=tmp_path / "fit.ckpt", part="5")
 
 
+def test_float32_is_never_tf32(digits, tf32_allowed):
+    """Neither forward nor backward: cuDNN's convolutions would use it unless they are told not to."""
+    seen, convolutions = [], torch.backends.cudnn.conv
+    network = small_network()
+    network[0].register_forward_hook(lambda *_: seen.append(convolutions.fp32_precision))
+    network[0].weight.register_hook(lambda gradient: seen.append(convolutions.fp32_precision))
+    fit(network, digits, replace(QUICK, epochs=1, precision="float32"), progress=False)
+    assert seen == ["ieee"] * 2 * STEPS and convolutions.fp32_precision == "tf32"
+
+
 class TestDeadline:
     def test_stops_after_an_epoch_and_goes_on(self, digits, tmp_path):
         whole, history = fitted(digits, QUICK)
@@ -440,6 +450,13 @@ class TestDeadline:
                 fit(network, digits, QUICK, checkpoint=checkpoint, deadline=time.monotonic())
         rest = fit(network, digits, QUICK, checkpoint=checkpoint, deadline=time.monotonic())  # the last is the last
         assert same_bits(network, whole) and without_seconds(rest) == without_seconds(history)
+
+    def test_that_the_next_epoch_would_miss(self, digits, monkeypatch):
+        """An epoch has taken ten seconds, and five are left."""
+        clock = iter([0.0, 10.0])
+        monkeypatch.setattr("urank.training.time.perf_counter", lambda: next(clock))
+        with pytest.raises(OutOfTime, match="training has 2 of 3 epochs left"):
+            fitted(digits, QUICK, deadline=time.monotonic() + 5, progress=False)
 
     def test_far_away_changes_nothing(self, digits):
         _, history = fitted(digits, QUICK, deadline=time.monotonic() + 1e6)

@@ -1,19 +1,26 @@
 """The command line: `urank ...` or `python -m urank ...`."""
 
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
+import torch
 import typer
 
 from urank import profiles
 from urank import status as paper_status
 from urank.deadline import OutOfTime
+from urank.distributed import is_first, processes
+from urank.experiments import pick_device
 from urank.profiles import load_profile, profile_names, run_folder
 from urank.records import Experiment, Record
 from urank.stages import STAGES, stages_of
+
+MENDABLE = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)  # by who runs it: one sentence says what
+UNFINISHED = os.EX_TEMPFAIL  # exit status 75: the same command goes on
 
 app = typer.Typer(
     help="The utilized rank of a network's layers: reproduce the papers' figures and tables.",
@@ -40,24 +47,43 @@ def reproduce(
         bool, typer.Option(help="Delete and start again what other code began; else go on with it.")
     ] = False,
     time_budget: Annotated[
-        float | None, typer.Option(help="After so many seconds begin no stage, epoch or searched layer.")
+        float | None,
+        typer.Option(
+            help="Seconds; begin no stage after them, and no epoch or searched layer that would end after them. What "
+            "has begun is finished. Exit status 75 says that something is left."
+        ),
     ] = None,
 ) -> None:
     """Run a profile's experiments, or what is left of them, and write a record for each.
 
-    A run that was killed, or that stopped for its time budget, goes on where it stopped when it is run again.
+    A run that was killed, or that stopped for its time budget, goes on where it stopped when it is run again. An
+    experiment that fails does not keep the others from being run.
     """
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    names = load_profile(profile).names(only or (), parse_seeds(seeds))
+    names, failed = load_profile(profile).names(only or (), parse_seeds(seeds)), []
+    pick_device(device)
     for number, name in enumerate(names):
         try:
             record = profiles.reproduce(profile, name, device, same_code, deadline)
         except OutOfTime as stopped:
-            typer.echo(
-                f"The time budget is spent: {stopped}. To be finished by the same command: {', '.join(names[number:])}"
-            )
-            return
-        typer.echo(f"{summary(name, record)}\n  record: {run_folder(profile, name) / 'record.json'}")
+            left = ", ".join(failed + names[number:])
+            say(f"The time budget is spent: {stopped}. To be finished by the same command: {left}")
+            raise typer.Exit(UNFINISHED) from None
+        except MENDABLE as error:
+            if len(names) == 1 or processes()[1] > 1:  # the other processes may be waiting for this one
+                raise
+            typer.echo(sentence(error, f"{name}: "), err=True)
+            failed.append(name)
+        else:
+            say(f"{summary(name, record)}\n  record: {run_folder(profile, name) / 'record.json'}")
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(names)} experiments failed: {', '.join(failed)}")
+
+
+def say(text: str) -> None:
+    """Print it once, however many processes there are."""
+    if is_first():
+        typer.echo(text)
 
 
 def parse_seeds(text: str | None) -> list[int]:
@@ -93,8 +119,11 @@ def stage_states(experiment: Experiment, folder: Path) -> dict[str, str]:
 @app.command()
 def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --only.")], profile: Profile):
     """Copy the records of experiments that have been run to data/records/, where the book finds them."""
-    for name in load_profile(profile).names(names):
+    chosen = load_profile(profile).names(names)
+    for name in chosen:
         typer.echo(profiles.publish(profile, name))
+    for note in dict.fromkeys(note for name in chosen for note in paper_status.outdated(name)):
+        typer.echo(f"note: {note}", err=True)
 
 
 @app.command()
@@ -121,5 +150,10 @@ def main() -> None:
     """Run the command line; what a person can mend is one sentence, not a traceback."""
     try:
         app()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"urank: {' '.join(str(error).split())}")
+    except MENDABLE as error:
+        sys.exit(sentence(error))
+
+
+def sentence(error: BaseException, where: str = "") -> str:
+    """An error in one line."""
+    return f"urank: {where}{' '.join(str(error).split())}"

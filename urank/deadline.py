@@ -1,4 +1,4 @@
-"""A time after which nothing more is begun."""
+"""A time by which work stops: nothing is begun after it, nor what would not end before it."""
 
 import time
 
@@ -9,7 +9,10 @@ class OutOfTime(Exception):
     """The time allowed is over. What was finished is on disk; the message says what was not."""
 
 
-def check_time(deadline: float | None, left: str) -> None:
-    """Raise `OutOfTime(left)` once `time.monotonic()` has passed `deadline`, in all processes as soon as in one."""
-    if totals(int(deadline is not None and time.monotonic() >= deadline))[0]:
+def check_time(deadline: float | None, left: str, takes: float = 0.0) -> None:
+    """Raise `OutOfTime(left)` where `deadline`, of `time.monotonic()`, is less than `takes` seconds away.
+
+    In all processes as soon as in one.
+    """
+    if totals(int(deadline is not None and time.monotonic() + takes >= deadline))[0]:
         raise OutOfTime(left)

@@ -39,8 +39,8 @@ def run(
         same_code: start again where other code began, or from other weights; default is to go on, as a record says
             which code ran a stage.
         start: folder of the experiment that this one starts from.
-        deadline: value of `time.monotonic()` after which no stage begins, and no epoch of a fit or layer of a search
-            but the first.
+        deadline: value of `time.monotonic()` by which to stop: no stage begins after it, and no epoch of a fit or layer
+            of a search, but the first, that would not end before it if it took as long as the last.
 
     Raises:
         ValueError: the folder holds another experiment or a stage that was run with other settings, a name or option

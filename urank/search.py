@@ -6,6 +6,7 @@ and passes when enough validation images are still classified correctly.
 """
 
 import copy
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -74,14 +75,15 @@ def search_ranks(
         memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.
         checkpoint: file that is rewritten after every layer with the plan of those found, from which an interrupted
             search goes on. A warm start begins anew there.
-        deadline: value of `time.monotonic()` after which no layer begins but the first of this call.
+        deadline: value of `time.monotonic()` by which to stop: but for the first of this call, no layer begins that
+            would not end before it if it took as long as the last.
 
     Raises:
         ValueError: tolerance outside 0..100, another mode or evaluation, no validation image, a Gram matrix of an
             unknown layer or of the wrong shape, labels that the network has no output for, or a checkpoint of another
             search.
         FloatingPointError: the network's logits or a Gram matrix hold NaN or infinity.
-        OutOfTime: the deadline has passed and layers are left.
+        OutOfTime: the deadline is too near for the layers that are left.
     """
     check_protocol(tolerance, mode)
     network = copy.deepcopy(model)
@@ -96,11 +98,13 @@ def search_ranks(
     bar = tqdm(left, "rank search", len(grams), initial=len(search.found), unit="layer", disable=not progress)
     with evaluating(network), bar:
         for number, name in enumerate(bar, 1):
+            start = time.monotonic()
             search.found.append(search.layer(name, grams[name], bar))
             if checkpoint is not None:
                 write_json(checkpoint, dict(search=identity, plan=search.plan().to_dict()))
             if number < len(left):
-                check_time(deadline, f"the rank search has {len(left) - number} of {len(grams)} layers left")
+                remaining = f"the rank search has {len(left) - number} of {len(grams)} layers left"
+                check_time(deadline, remaining, time.monotonic() - start)
     return search.plan()
 
 

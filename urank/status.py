@@ -4,6 +4,7 @@ A difference within the first of two margins is green, within the second amber, 
 measured says what it would need.
 """
 
+import re
 from dataclasses import dataclass
 from math import sqrt
 
@@ -15,7 +16,7 @@ from urank.effort import needs
 from urank.figures.contrasts import at_another_tolerance, beside_plain, from_other_weights, variant, without_variants
 from urank.figures.snapshot import peak_layers
 from urank.figures.style import styled
-from urank.figures.tables import SAME, devices, grouped, measured_row
+from urank.figures.tables import SAME, but_for_seed, devices, grouped, measured_row
 from urank.records import Record
 
 # How far a measured number may be from the paper's: green up to the first, amber up to the second, red beyond.
@@ -257,3 +258,30 @@ def margins() -> Styler:
     """The margins of the verdicts."""
     rows = {name: dict(green=f"up to {green:g}", amber=f"up to {amber:g}") for name, (green, amber) in MARGINS.items()}
     return styled(pd.DataFrame(rows).T.rename_axis("difference in"), "margins", text=True)
+
+
+def outdated(name: str) -> list[str]:
+    """A sentence for each committed record that can no longer be shown beside the one called `name`."""
+    records = {record.experiment.name: record for record in profiles.recorded()}
+    published = records.pop(name)
+    advice = "publish it from the same profile, or delete data/records/{}.json"
+    otherwise = [
+        f"{other} was run otherwise than {name}, and tables refuse the two: {advice.format(other)}"
+        for other, record in records.items()
+        if unseeded(other) == unseeded(name) and but_for_seed(record) != but_for_seed(published)
+    ]
+    return otherwise + [
+        f"{other} is of other weights than {name} has now, and no longer compared with it: {advice.format(other)}"
+        for other, record in records.items()
+        if searched_again(record, name) and record["weights"] != published["weights"]
+    ]
+
+
+def searched_again(record: Record, name: str) -> bool:
+    """Whether a record is of the very network that the experiment called `name` trained."""
+    return record["experiment"]["start"] == name and record["experiment"]["train"]["epochs"] == 0
+
+
+def unseeded(name: str) -> str:
+    """The name of the experiment from seed 0."""
+    return re.sub(r"-s\d+$", "", name)

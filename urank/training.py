@@ -24,7 +24,7 @@ from urank.datasets import Dataset, FileSplit, Split
 from urank.deadline import check_time
 from urank.distributed import is_first, processes, synchronize, total
 from urank.files import read_checkpoint, write_checkpoint
-from urank.precision import arithmetic, autocast
+from urank.precision import arithmetic, autocast, ieee_float32
 from urank.validation import Validation
 
 
@@ -120,20 +120,22 @@ def fit(
         checkpoint: file that is rewritten after every epoch and from which an interrupted fit goes on.
         part: path of the module that is fitted, by default the whole network. What is outside it keeps its
             parameters and is in evaluation mode: batch norm keeps its statistics, dropout drops nothing.
-        deadline: value of `time.monotonic()` after which no epoch begins but the first of this call.
+        deadline: value of `time.monotonic()` by which to stop: but for the first of this call, no epoch begins that
+            would not end before it if it took as long as the last.
 
     Raises:
         ValueError: fewer training images than one batch, images no larger than the crop's shift, or a checkpoint that
             another recipe or seed wrote.
         FloatingPointError: the loss is no longer finite.
-        OutOfTime: the deadline has passed and epochs are left.
+        OutOfTime: the deadline is too near for the epochs that are left.
     """
     if recipe.epochs:
         check_images(dataset, recipe)
     model.to(device, memory_format=torch.channels_last)
     train = dataset.train.feed(device)
-    # Every epoch seeds torch's generators, which are the caller's.
-    with fitting_only(model, part), torch.random.fork_rng():
+    generators = [train.device] if train.device.type == "cuda" else []
+    # Every epoch seeds torch's generators, which are the caller's; cuDNN would take TF32 for float32.
+    with fitting_only(model, part), torch.random.fork_rng(generators), ieee_float32():
         run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed, part=part)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoint)
@@ -145,7 +147,7 @@ def fit(
             if checkpoint is not None:
                 run.save(checkpoint)
             if left := recipe.epochs - epoch - 1:
-                check_time(deadline, f"{description} has {left} of {recipe.epochs} epochs left")
+                check_time(deadline, f"{description} has {left} of {recipe.epochs} epochs left", seconds)
     if run.ema is not None:
         model.load_state_dict(run.ema.module.state_dict())
     synchronize(model)
