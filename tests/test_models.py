@@ -318,6 +318,14 @@ class TestPublishedWeights:
         with pytest.raises(ConnectionError, match="timm/test_resnet: its published weights could not be"):
             create("timm/test_resnet", 1000, pretrained=True, cache_dir=tmp_path)
 
+    def test_a_damaged_download_is_a_clear_error(self, monkeypatch):
+        def download(*_, **__):
+            raise RuntimeError('invalid hash value (expected "b8a52dc0", got "00000000")')
+
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+        with pytest.raises(ConnectionError, match="torchvision/squeezenet1_1: .* could not be fetched .invalid hash"):
+            create("torchvision/squeezenet1_1", 1000, pretrained=True)
+
     def test_what_torch_load_does_elsewhere_is_left_as_it_was(self, monkeypatch):
         monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
         shapes_of("torchvision/resnet18")

@@ -53,11 +53,11 @@ def versions() -> dict[str, str]:
 
 
 def describe(device: torch.device) -> str:
-    """The processor or GPU, in words."""
+    """The GPU, or the processor with the instructions torch uses: a name like "AMD EPYC" spans a factor of four."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name, threads = processor().get("cpu_name") or platform.machine(), torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)}"
 
 
 CODE = digest(*code_files())  # as it is imported: a file may be edited while the process runs

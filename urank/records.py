@@ -202,7 +202,7 @@ def fresh_network(experiment: Experiment, fetch: bool = True) -> nn.Module:
     """
     classes = datasets.CLASSES[experiment.dataset]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.seed)
+        torch.default_generator.manual_seed(experiment.seed)  # the GPUs' generators are the caller's
         network = models.create(experiment.network, classes, experiment.width, experiment.pretrained, fetch)
     return explicit_attention(network)
 

@@ -134,10 +134,11 @@ class FileSplit:
         return replace(self, device=torch.device(device))
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = rows.cpu() if isinstance(rows, Tensor) else rows  # at once: each batch's would wait for the GPU
         with ThreadPoolExecutor(THREADS) as readers:
             pending: deque[tuple[slice | np.ndarray, list[Future]]] = deque()
             for chosen in rows:
-                chosen = chosen if isinstance(chosen, slice) else chosen.cpu().numpy()
+                chosen = chosen if isinstance(chosen, slice) else chosen.numpy()
                 pending.append((chosen, [readers.submit(self.view.read, path) for path in self.paths[chosen]]))
                 if len(pending) > AHEAD:
                     yield self._collected(*pending.popleft())

@@ -130,8 +130,9 @@ def fetching(name: str, pretrained: bool | str) -> Iterator[None]:
     """A failure to get published weights is a ConnectionError that says of which network."""
     try:
         yield
-    except OSError as error:  # of urllib for torchvision, of huggingface_hub for timm
-        if not pretrained:
+    except (OSError, RuntimeError) as error:  # of urllib for torchvision, of huggingface_hub for timm
+        damaged = str(error).startswith("invalid hash value")  # what torch.hub says of a file that came incomplete
+        if not pretrained or not (isinstance(error, OSError) or damaged):
             raise
         raise ConnectionError(
             f"{name}: its published weights could not be fetched ({error}); try again with a connection, or create it "
