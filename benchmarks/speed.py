@@ -12,7 +12,7 @@ import gc
 import logging
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -238,16 +238,19 @@ def scaling_sizes(images: int) -> list[tuple[str, float, int]]:
     return counts + widths + [(deeper, width, images) for deeper in ("vgg13", "vgg16", "vgg19")]
 
 
-def training_part(images: int | None, networks: Sequence[str] = TRAINED) -> list[dict]:
+def training_part(images: int | None, networks: Sequence[str] = TRAINED, device: str = "cpu") -> Iterator[dict]:
     """Images a second that `fit` trains with, by the recipes of the `cifar` profile, in float32 and in bfloat16.
 
     On a GPU also with `torch.compile`. The images are digits: what is on them takes no time.
     """
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    gpu = device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        typer.echo("gpu-training is left out: there is no GPU", err=True)
+        return
     digits = datasets.load("digits10", train=images or (20_000 if gpu else 1280), test=100)
     cifar = profiles.load_profile("cifar")
-    return [training_row(name, digits, cifar.find(f"cifar10/{name}").train, device) for name in networks]
+    for name in networks:
+        yield training_row(name, digits, cifar.find(f"cifar10/{name}").train, torch.device(device))
 
 
 def training_row(network: str, digits: datasets.Dataset, recipe: urank.Recipe, device: torch.device) -> dict:
@@ -354,17 +357,18 @@ def delve_part(images: int | None) -> list[dict]:
     return [row("delve", "vgg11, outputs alone against inputs and outputs", slow, fast, same=False)]
 
 
-PARTS = dict(
-    vgg11=lambda images: search_part("vgg11", images),
-    resnet18=lambda images: search_part("resnet18", images),
-    deit=lambda images: search_part("deit", images),
-    approximations=approximations_part,
-    grams=grams_part,
-    scaling=scaling_part,
-    training=training_part,
-    vit=vit_part,
-    delve=delve_part,
-)
+PARTS = {
+    "vgg11": lambda images: search_part("vgg11", images),
+    "resnet18": lambda images: search_part("resnet18", images),
+    "deit": lambda images: search_part("deit", images),
+    "approximations": approximations_part,
+    "grams": grams_part,
+    "scaling": scaling_part,
+    "training": training_part,
+    "gpu-training": partial(training_part, device="cuda"),
+    "vit": vit_part,
+    "delve": delve_part,
+}
 
 
 def main(
@@ -372,21 +376,22 @@ def main(
     images: Annotated[int | None, typer.Option(help="How many images, in place of each part's default.")] = None,
     out: Annotated[Path, typer.Option(help="Where the rows are written as JSON, part by part.")] = OUT,
 ) -> None:
-    """Measure, print a table of ratios, write it with the hardware it was measured on.
+    """Measure, print a table of ratios, write it row by row with the hardware it was measured on.
 
-    With `--only`, what an earlier run wrote of other parts stays, and of those that cannot be run here.
+    What an earlier run wrote of other parts stays, and of those that cannot be run here.
     """
     unknown = set(only or ()) - set(PARTS)
     if unknown:
         raise typer.BadParameter(f"no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
     names = only or list(PARTS)
-    earlier = read_json(out)["rows"] if only and out.exists() else []
+    earlier = read_json(out)["rows"] if out.exists() else []
     rows: list[dict] = []
     for name in names:
         where = dict(only=name, device=describe(torch.device("cpu")), torch=torch.__version__)
-        rows += [where | row for row in PARTS[name](images)]
-        measured_now = {row["only"] for row in rows}
-        write_json(out, dict(rows=[row for row in earlier if row["only"] not in measured_now] + rows))
+        for row in PARTS[name](images):
+            rows.append(where | row)
+            measured_now = {row["only"] for row in rows}
+            write_json(out, dict(rows=[row for row in earlier if row["only"] not in measured_now] + rows))
     typer.echo(pd.DataFrame(rows).to_string(index=False, na_rep=""))
 
 

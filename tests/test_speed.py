@@ -80,7 +80,19 @@ def test_training_is_timed_in_both_arithmetics():
     auto = "bfloat16" if has_fast_bfloat16(torch.device("cpu")) else "float32"
     assert (row["auto"], row["batch"]) == (auto, 128)
     html = speed.table(rows, "training", speed.TRAINING).to_html()
-    assert "resnet18" in html and ("compiled" in html) == torch.cuda.is_available()
+    assert "resnet18" in html and row["device"] in html and "compiled" not in html
+
+
+def test_training_on_a_gpu_stays_beside_training_on_a_processor(tmp_path, monkeypatch):
+    """Neither measurement replaces the other."""
+    path = tmp_path / "speed.json"
+    monkeypatch.setitem(script.PARTS, "training", lambda images: script.training_part(images, ["resnet18"]))
+    rows = dict(part="training", what="resnet18", ratio=2.0, device="a GPU", compiled=9000.0)
+    write_json(path, dict(rows=[rows | dict(only="gpu-training", torch="2.11.0")]))
+    monkeypatch.setattr(script, "PARTS", {"training": script.PARTS["training"], "gpu-training": lambda images: []})
+    script.main(images=128, out=path)
+    html = speed.table(speed.benchmark(path), "training", speed.TRAINING).to_html()
+    assert "a GPU" in html and describe(torch.device("cpu")) in html and "compiled" in html
 
 
 def test_an_unknown_part_is_named(tmp_path):

@@ -37,6 +37,7 @@ APPROXIMATION = RATIOS | {
 }
 TRAINING = {
     "what": "network",
+    "device": "device",
     "batch": "images a batch",
     "float32": "float32, images/s",
     "bfloat16": "bfloat16, images/s",
