@@ -335,7 +335,7 @@ def upper_bound() -> Discrepancy:
     rank = int(torch.linalg.matrix_rank(W))
     return Discrepancy(
         "The rank of W'",
-        "r = min(k_S, k_T) (2.3).",
+        "r = min(k_S, k_T), by a public summary; the formula of 2.3 is not legible.",
         f"that is an upper bound: with nothing projected away a 3 x 3 matrix of rank {rank} has min(k_S, k_T) = 3 and "
         f"rank(W') = {rank}.",
         "rank(W') is computed, and k_S and k_T are given beside it.",
