@@ -11,6 +11,7 @@ import torch
 from conftest import finished
 
 from urank import cli, profiles
+from urank.files import write_json
 from urank.records import Record
 from urank.stages import STAGES
 
@@ -43,7 +44,7 @@ class TestHelp:
     def test_of_the_module(self, urank):
         code, out, _ = urank("--help", entry=lambda: runpy.run_module("urank", run_name="__main__"))
         assert code == 0
-        assert all(command in out for command in ("reproduce", "status", "publish", "show"))
+        assert all(command in out for command in ("reproduce", "status", "publish", "show", "compare"))
 
     def test_of_a_command(self, urank):
         code, out, _ = urank("reproduce", "--help")
@@ -57,6 +58,36 @@ class TestHelp:
     def test_of_an_unknown_command(self, urank):
         code, out, err = urank("reproduec")
         assert code == 2 and "reproduec" in err and "Traceback" not in err
+
+
+class TestCompare:
+    def test_of_a_record_with_itself(self, urank):
+        path, (_, record) = finished()[0] / "record.json", finished()
+        code, out, _ = urank("compare", path, path)
+        first, _, *rows, last = out.splitlines()
+        assert (
+            code == 0 and first.startswith("run alike; on ") and last == f"ranks: all {len(record.plan.layers)} equal"
+        )
+        assert all(row.split()[-1] in ("0.00", "-") for row in rows)
+        assert f"{record['accuracy']['original']:.2f}" in rows[0]
+
+    def test_of_another_run(self, urank, tmp_path):
+        path = finished()[0] / "record.json"
+        other = json.loads(path.read_text())
+        other["experiment"]["train"] |= dict(epochs=9)
+        other["plan"]["layers"][2]["rank"] -= 1
+        other["accuracy"]["original"] -= 1.5
+        write_json(tmp_path / "other.json", other)
+        code, out, _ = urank("compare", path, tmp_path / "other.json")
+        first, _, original, *_, last = out.splitlines()
+        rank = finished()[1].plan.layers[2].rank
+        assert code == 0 and first.startswith("run otherwise: train.epochs 4 and 9; on ")
+        assert original.split()[0] == "original" and original.split()[-1] == "-1.50"
+        assert last == f"ranks: 1 of 9 differ, most that of features.8 ({rank} and {rank - 1})"
+
+    def test_of_other_networks(self, urank):
+        paths = (ROOT / "data" / "records" / "cifar10" / f"{name}.json" for name in ("vgg11", "resnet18"))
+        fails_in_one_sentence(urank("compare", *paths), "cifar10/vgg11", "cifar10/resnet18", "different layers")
 
 
 def test_a_wrong_profile_is_one_line_in_a_process_of_its_own(tmp_path):

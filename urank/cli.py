@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 import typer
 
-from urank import profiles
+from urank import agreement, profiles
 from urank import status as paper_status
 from urank.deadline import OutOfTime
 from urank.distributed import is_first, processes
@@ -132,6 +132,15 @@ def show(record: Annotated[Path, typer.Argument(help="A record.json, or a file o
     loaded = Record.load(record)
     typer.echo(loaded.plan.to_frame().to_string(index=False, formatters={"utilization": "{:.3f}".format}))
     typer.echo(summary(loaded.experiment.name, loaded))
+
+
+@app.command()
+def compare(
+    one: Annotated[Path, typer.Argument(help="A record.json, or a file of data/records/.")],
+    other: Annotated[Path, typer.Argument(help="Another, of the same network.")],
+) -> None:
+    """How far two records agree: what was run otherwise, what was measured, which ranks differ."""
+    typer.echo(agreement.report(Record.load(one), Record.load(other)))
 
 
 def summary(name: str, record: Record) -> str:

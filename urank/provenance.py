@@ -12,8 +12,8 @@ from urank.precision import processor
 
 # Modules of the package that no measurement depends on.
 PRESENTATION = (
-    "figures", "paper", "speed", "surveys", "status", "effort", "discrepancies", "transformer_cost", "profiles", "cli",
-    "__init__", "__main__",
+    "figures", "paper", "speed", "surveys", "status", "effort", "discrepancies", "transformer_cost", "profiles",
+    "agreement", "cli", "__init__", "__main__",
 )  # fmt: skip
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
 
