@@ -224,7 +224,15 @@ class TestPublish:
         assert code == 0 and err.startswith("note: digits10/vgg11-s1 was run otherwise") and err.count("\n") == 1
 
     def test_of_what_was_not_run(self, urank, mine, runs):
-        fails_in_one_sentence(urank("publish", "digits10/vgg11-s1", "--profile", "mine"), "has no record yet")
+        fails_in_one_sentence(
+            urank("publish", "digits10/vgg11-s1", "--profile", "mine"), "vgg11-s1: no record", str(runs)
+        )
+
+    def test_of_some_that_were_not_run(self, urank, mine, runs, tmp_path, monkeypatch):
+        monkeypatch.setattr(profiles, "RECORDS", tmp_path / "records")
+        code, out, err = urank("publish", "digits10/vgg11-s1", "digits10/vgg11", "--profile", "mine")
+        assert (code, out) == (1, f"{tmp_path / 'records' / 'digits10' / 'vgg11.json'}\n")
+        assert err.startswith("urank: digits10/vgg11-s1: no record")
 
 
 class TestShow:

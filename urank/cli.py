@@ -118,12 +118,19 @@ def stage_states(experiment: Experiment, folder: Path) -> dict[str, str]:
 
 @app.command()
 def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --only.")], profile: Profile):
-    """Copy the records of experiments that have been run to data/records/, where the book finds them."""
+    """Copy the records of experiments that have been run to data/records/, where the book finds them.
+
+    Of a pattern those that have been run; the others are named.
+    """
     chosen = load_profile(profile).names(names)
-    for name in chosen:
+    unfinished = [name for name in chosen if not (run_folder(profile, name) / "record.json").exists()]
+    published = [name for name in chosen if name not in unfinished]
+    for name in published:
         typer.echo(profiles.publish(profile, name))
-    for note in dict.fromkeys(note for name in chosen for note in paper_status.outdated(name)):
+    for note in dict.fromkeys(note for name in published for note in paper_status.outdated(name)):
         typer.echo(f"note: {note}", err=True)
+    if unfinished:
+        raise ValueError(f"{', '.join(unfinished)}: no record in {run_folder(profile, '')} yet; run to the end first")
 
 
 @app.command()
