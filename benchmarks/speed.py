@@ -313,8 +313,8 @@ def whole_search(what: str, model: nn.Module, shape: tuple[int, ...], images: in
         seconds=round(search.seconds, 1),
         grams_seconds=round(grams.seconds, 1),
         images_per_second=round(rate),
-        tflops=round(2e-12 * urank.count_cost(model, shape).macs * rate, 2),
-        device_tflops=round(own, 2),
+        tflops=float(f"{2e-12 * urank.count_cost(model, shape).macs * rate:.3g}"),
+        device_tflops=float(f"{own:.3g}"),  # of a slow processor far below 0.01
         peak_mib=search.peak >> 20,
         device=describe(device),
         hours_for_50000=round(search.seconds / 3600 * 50000 / images, 2),
