@@ -4,7 +4,6 @@ A difference within the first of two margins is green, within the second amber, 
 measured says what it would need.
 """
 
-import re
 from dataclasses import dataclass
 from math import sqrt
 
@@ -16,7 +15,7 @@ from urank.effort import needs
 from urank.figures.contrasts import at_another_tolerance, beside_plain, from_other_weights, variant, without_variants
 from urank.figures.snapshot import peak_layers
 from urank.figures.style import styled
-from urank.figures.tables import SAME, but_for_seed, devices, grouped, measured_row
+from urank.figures.tables import SAME, but_for_seed, devices, grouped, measured_row, unseeded
 from urank.records import Record
 
 # How far a measured number may be from the paper's: green up to the first, amber up to the second, red beyond.
@@ -280,8 +279,3 @@ def outdated(name: str) -> list[str]:
 def searched_again(record: Record, name: str) -> bool:
     """Whether a record is of the very network that the experiment called `name` trained."""
     return record["experiment"]["start"] == name and record["experiment"]["train"]["epochs"] == 0
-
-
-def unseeded(name: str) -> str:
-    """The name of the experiment from seed 0."""
-    return re.sub(r"-s\d+$", "", name)

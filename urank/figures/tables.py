@@ -112,8 +112,12 @@ def but_for_seed(record: Record) -> dict:
     """What a record's experiment measures, without its seed and that of the one it starts from."""
     experiment = record["experiment"]
     recipes = {fit: what_is_fitted(experiment[fit]) for fit in ("train", "finetune")}
-    start = re.sub(r"-s\d+$", "", experiment["start"] or "")
-    return experiment | recipes | dict(seed=0, start=start, sweep=(), baseline=True)
+    return experiment | recipes | dict(seed=0, start=unseeded(experiment["start"] or ""), sweep=(), baseline=True)
+
+
+def unseeded(name: str) -> str:
+    """The name of the experiment from seed 0."""
+    return re.sub(r"-s\d+$", "", name)
 
 
 def measured_row(record: Record) -> dict:
