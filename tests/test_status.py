@@ -133,21 +133,21 @@ def test_verdict_follows_the_margins(quantity, difference, expected):
     assert status.verdict(quantity, difference) == expected
 
 
-def test_a_new_record_names_those_it_leaves_behind(record, monkeypatch):
+def test_a_new_record_names_those_it_leaves_behind(record):
     """As after a run of more epochs: another seed of the former recipe, and a search of the former weights."""
     former, searched = (seeded(record, seed, 91.0, variant=variant) for seed, variant in [(2, ""), (0, "isolated")])
     former.content["experiment"]["train"]["epochs"] += 1
     searched.content["experiment"] |= dict(start="cifar10/vgg11", train=record["experiment"]["train"] | dict(epochs=0))
     searched.content["weights"] = "others"
     committed = [record, seeded(record, 1, 90.0), former, searched]
-    monkeypatch.setattr(status.profiles, "recorded", lambda: committed)
-    assert [note.partition(" was run ")[0].partition(" is of ")[0] for note in status.outdated("cifar10/vgg11")] == [
+    notes = status.outdated("cifar10/vgg11", committed)
+    assert [note.partition(" was run ")[0].partition(" is of ")[0] for note in notes] == [
         "cifar10/vgg11-s2",
         "cifar10/vgg11@isolated",
     ]
     searched.content["weights"] = record["weights"]
     committed.remove(former)
-    assert status.outdated("cifar10/vgg11") == []
+    assert status.outdated("cifar10/vgg11", committed) == []
 
 
 def test_pages_are_the_same_each_time(record):

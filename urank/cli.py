@@ -127,7 +127,8 @@ def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --o
     published = [name for name in chosen if name not in unfinished]
     for name in published:
         typer.echo(profiles.publish(profile, name))
-    for note in dict.fromkeys(note for name in published for note in paper_status.outdated(name)):
+    committed = profiles.recorded()
+    for note in dict.fromkeys(note for name in published for note in paper_status.outdated(name, committed)):
         typer.echo(f"note: {note}", err=True)
     if unfinished:
         raise ValueError(f"{', '.join(unfinished)}: no record in {run_folder(profile, '')} yet; run to the end first")

@@ -259,9 +259,9 @@ def margins() -> Styler:
     return styled(pd.DataFrame(rows).T.rename_axis("difference in"), "margins", text=True)
 
 
-def outdated(name: str) -> list[str]:
+def outdated(name: str, committed: list[Record]) -> list[str]:
     """A sentence for each committed record that can no longer be shown beside the one called `name`."""
-    records = {record.experiment.name: record for record in profiles.recorded()}
+    records = {record.experiment.name: record for record in committed}
     published = records.pop(name)
     advice = "publish it from the same profile, or delete data/records/{}.json"
     otherwise = [
