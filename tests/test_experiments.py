@@ -668,6 +668,12 @@ class TestDeadline:
     def test_that_has_passed_lets_what_is_there_be_read(self, copied, record):
         assert run(TINY, copied, "cpu", progress=False, deadline=time.monotonic()) == record
 
+    def test_is_kept_while_another_run_works_there(self, copied, record):
+        lock = FileLock(copied.with_name(f".{copied.name}.lock"))
+        with lock, pytest.raises(OutOfTime, match="another run still works"):
+            run(TINY, copied, "cpu", progress=False, deadline=time.monotonic() + 0.2)
+        assert again(TINY, copied) == record
+
     def test_keeps_the_epochs_of_a_fit(self, copied, record, monkeypatch):
         """The time is over during the first epoch of the fine-tuning; the next call goes on with the second."""
         (copied / "finetune.json").unlink()

@@ -6,6 +6,7 @@ goes on where it stopped.
 
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from urank.deadline import OutOfTime
 from urank.distributed import is_first, join, own_device
 from urank.files import delete_unfinished, read_json, write_json
 from urank.provenance import code_digest, digest
@@ -45,12 +47,13 @@ def run(
     Raises:
         ValueError: the folder holds another experiment or a stage that was run with other settings, a name or option
             is unknown, or `start` is not the folder of the experiment to start from.
-        OutOfTime: the deadline has passed and something is left; the next call goes on there.
+        OutOfTime: the deadline has passed and something is left, or another run still works in `folder`; the next call
+            goes on there.
     """
     folder = Path(folder).resolve()
     join()
     weights = starting_weights(experiment, start)
-    with alone_in(folder):
+    with alone_in(folder, deadline):
         if is_first():
             claim(folder, experiment, same_code, weights)
             delete_unfinished(folder)
@@ -62,8 +65,8 @@ def run(
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Inside the block no other run works in `folder`; waits, and says so, while one does."""
+def alone_in(folder: Path, deadline: float | None = None) -> Iterator[None]:
+    """Inside the block no other run works in `folder`; waits, and says so, while one does, until the deadline."""
     if not is_first():  # the first process of a run locks for all
         yield
         return
@@ -73,11 +76,19 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         print(f"{folder}: waiting for another run that works there", file=sys.stderr)
-        lock.acquire()
+        wait_for(lock, folder, deadline)
     try:
         yield
     finally:
         lock.release()
+
+
+def wait_for(lock: FileLock, folder: Path, deadline: float | None) -> None:
+    longest = -1 if deadline is None else max(0.0, deadline - time.monotonic())  # -1: as long as it takes
+    try:
+        lock.acquire(timeout=longest)
+    except Timeout:
+        raise OutOfTime(f"another run still works in {folder}") from None
 
 
 def starting_weights(experiment: Experiment, start: Path | str | None) -> Path | None:
