@@ -189,7 +189,11 @@ def test_batches_in_another_order_have_other_sizes():
     assert [len(labels) for _, labels in batches] == [1, 99, 100] and len(batches) == 3
     assert torch.cat([x for x, _ in batches]).equal(images[order])
     assert torch.cat([y for _, y in batches]).equal(labels[order])
-    assert (batches.total, batches.nbytes) == (200, images.nbytes)
+    assert (batches.total, batches.nbytes) == (200, images.nbytes) and batches.split is dataset.test
+    backwards = torch.arange(99, -1, -1)
+    half = batches.in_order(backwards, [64, 36])
+    assert torch.cat([x for x, _ in half]).equal(images[order[backwards]])
+    assert half.labels.equal(labels[order[backwards]]) and half.total == 100
 
 
 def test_take_keeps_the_front():

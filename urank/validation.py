@@ -59,8 +59,8 @@ class Validation:
 
     def labels(self) -> list[Tensor]:
         """The labels in parts, without their images where these are not held."""
-        split = getattr(self.batches, "split", None)
-        return [labels for _, labels in self.batches] if split is None else [split.labels]
+        labels = getattr(self.batches, "labels", None)
+        return [labels for _, labels in self.batches] if labels is None else [labels]
 
     def count_correct(self, model: nn.Module) -> int:
         """How many images `model` classifies correctly, in evaluation mode.

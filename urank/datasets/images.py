@@ -201,15 +201,22 @@ class Batches:
 
     Attributes:
         sizes: number of images in each batch.
+        rows: which images of the split, in which order, as indices (n,); None for all as they are stored.
     """
 
     dataset: Dataset
     split: Split | FileSplit
     sizes: tuple[int, ...]
+    rows: Tensor | None = None
 
     @property
     def total(self) -> int:
-        return len(self.split)
+        return len(self.labels)
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,), in the order of the batches."""
+        return self.split.labels if self.rows is None else self.split.labels[self.rows]
 
     @property
     def nbytes(self) -> int:
@@ -220,12 +227,14 @@ class Batches:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.split.batches(consecutive(self.sizes)):
+        rows = consecutive(self.sizes) if self.rows is None else self.rows.split(self.sizes)
+        for images, labels in self.split.batches(rows):
             yield self.dataset.normalize(images), labels
 
     def in_order(self, order: Tensor, sizes: Sequence[int]) -> "Batches":
-        """The same images in the order of the indices `order` (n,), in batches of these sizes."""
-        return replace(self, split=self.split[order.to(self.split.labels.device)], sizes=tuple(sizes))
+        """The same images, none copied, in the order of the indices `order` (n,), in batches of these sizes."""
+        order = order.to(self.split.labels.device)
+        return replace(self, rows=order if self.rows is None else self.rows[order], sizes=tuple(sizes))
 
 
 def from_arrays(name: str, classes: int, x_train, y_train, x_test, y_test) -> Dataset:
