@@ -441,6 +441,17 @@ def test_float32_is_never_tf32(digits, tf32_allowed):
     assert seen == ["ieee"] * 2 * STEPS and convolutions.fp32_precision == "tf32"
 
 
+def test_convolutions_are_tried_while_it_fits(digits):
+    """cuDNN's, on a GPU; what was set before is set again, also when it fails."""
+    seen, network = [], small_network()
+    network[0].register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    fit(network, digits, replace(QUICK, epochs=1), progress=False)
+    assert seen == [True] * STEPS and not torch.backends.cudnn.benchmark
+    with pytest.raises(FloatingPointError):
+        fit(network, digits, replace(QUICK, epochs=1, lr=1e30), progress=False)
+    assert not torch.backends.cudnn.benchmark
+
+
 class TestDeadline:
     def test_stops_after_an_epoch_and_goes_on(self, digits, tmp_path):
         whole, history = fitted(digits, QUICK)

@@ -99,8 +99,8 @@ def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn
 
 def factor(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """A (d, r) with orthonormal columns and B (r, m) such that A B is the best rank-r approximation of W (d, m)."""
-    U, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
-    return U[:, :r], sigma[:r, None] * Vh[:r]
+    U, sigma, Vh = torch.linalg.svd(W.cpu(), full_matrices=False)  # on the processor, as `singular_values`
+    return U[:, :r].to(W), (sigma[:r, None] * Vh[:r]).to(W)
 
 
 class Factors(nn.Sequential):

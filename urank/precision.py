@@ -1,4 +1,4 @@
-"""In which arithmetic a device multiplies."""
+"""In which arithmetic a device multiplies, and by which algorithms."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,6 +27,20 @@ def ieee_float32() -> Iterator[None]:
     finally:
         for setting, precision in zip(settings, before):
             setting.fp32_precision = precision
+
+
+@contextmanager
+def tried_convolutions() -> Iterator[None]:
+    """Inside the block cuDNN tries its algorithms for each shape and takes the fastest, on GPUs.
+
+    What it would choose untried can be many times slower for numbers of channels like the ranks of a split network.
+    """
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

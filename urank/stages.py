@@ -16,7 +16,7 @@ from urank.provenance import describe
 from urank.records import Experiment
 from urank.replay import Replay
 from urank.search import search_ranks
-from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, layer_spectra
+from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, layer_spectra, singular_values
 from urank.training import evaluate
 from urank.utilization import project_weight
 from urank.validation import Validation
@@ -120,8 +120,8 @@ def _spectra(work: Work) -> dict:
         inputs, outputs = layer_spectra(gram, W)
         projected = project_weight(W, inputs, outputs, entry.k_s, entry.k_t)
         spectra[entry.layer] = dict(
-            weight=digits(torch.linalg.svdvals(W)),
-            projected=digits(torch.linalg.svdvals(projected)),
+            weight=digits(singular_values(W)),
+            projected=digits(singular_values(projected)),
             inputs=digits(inputs.eigenvalues.sqrt()),
             outputs=digits(outputs.eigenvalues.sqrt()),
         )

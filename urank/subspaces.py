@@ -161,6 +161,14 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return tuple(torch.from_numpy(part).to(device) for part in np.linalg.eigh(matrix.cpu().numpy()))
 
 
+def singular_values(W: Tensor) -> Tensor:
+    """The singular values of W (d, m) in float64, the largest first, on the processor.
+
+    Of thousands of rows LAPACK finds them sooner than Jacobi's iterations, which are torch's default on a GPU.
+    """
+    return torch.linalg.svdvals(W.cpu().double())
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Eigenvalues (n,) and eigenvectors (n, n), as columns, of a Gram matrix, the largest first.

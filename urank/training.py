@@ -24,7 +24,7 @@ from urank.datasets import Dataset, FileSplit, Split
 from urank.deadline import check_time
 from urank.distributed import is_first, processes, synchronize, total
 from urank.files import read_checkpoint, write_checkpoint
-from urank.precision import arithmetic, autocast, ieee_float32
+from urank.precision import arithmetic, autocast, ieee_float32, tried_convolutions
 from urank.validation import Validation
 
 
@@ -135,7 +135,7 @@ def fit(
     train = dataset.train.feed(device)
     generators = [train.device] if train.device.type == "cuda" else []
     # Every epoch seeds torch's generators, which are the caller's; cuDNN would take TF32 for float32.
-    with fitting_only(model, part), torch.random.fork_rng(generators), ieee_float32():
+    with fitting_only(model, part), torch.random.fork_rng(generators), ieee_float32(), tried_convolutions():
         run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed, part=part)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoint)
@@ -273,9 +273,10 @@ def what_is_fitted(recipe: Recipe | dict) -> dict:
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = param_groups_weight_decay(model, recipe.weight_decay)
+    fused = next(model.parameters()).is_cuda or None  # on a GPU one kernel for all parameters; None: torch's default
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, recipe.lr)
-    return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+        return torch.optim.AdamW(groups, recipe.lr, fused=fused)
+    return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:

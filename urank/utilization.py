@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from urank.layers import MatrixLayer, set_weight_matrix, weight_matrix
-from urank.subspaces import Spectrum, cumulative_energy, layer_spectra, projector
+from urank.subspaces import Spectrum, cumulative_energy, layer_spectra, projector, singular_values
 
 RANK_ENERGY = 0.9999  # the paper's cut-off against singular values that are numerical noise (section 3)
 
@@ -59,7 +59,7 @@ def utilized_rank(W: Tensor, energy: float = RANK_ENERGY) -> int:
     """
     if not torch.isfinite(W).all():
         raise FloatingPointError(f"a weight matrix of shape {tuple(W.shape)} holds NaN or infinity")
-    squares = torch.linalg.svdvals(W.double()).square()
+    squares = singular_values(W).square()
     if squares.sum() == 0:
         return 0
     return int((cumulative_energy(squares) < energy).sum()) + 1
