@@ -131,6 +131,11 @@ def generator(device="cpu", made=torch.Generator) -> torch.Generator:
     return made()
 
 
+def unfused(made):
+    """The processor's own steps: those that are fused, as on a GPU, round otherwise."""
+    return lambda *args, fused, **kwargs: made(*args, **kwargs)
+
+
 def nothing(*_, **__) -> None:
     return None
 
@@ -150,6 +155,8 @@ PATCHES = {
     "torch.cuda.set_rng_state": nothing,
     "torch.Generator": generator,
     "torch.nn.Parameter.__new__": parameter,
+    "torch.optim.SGD": unfused(torch.optim.SGD),
+    "torch.optim.AdamW": unfused(torch.optim.AdamW),
     "safetensors.torch.load_file": load_file,
 }
 
