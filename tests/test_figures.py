@@ -322,6 +322,45 @@ def several():
     ]
 
 
+class TestDeviation:
+    def places(self, record):
+        places = [("cifar10", "vgg11"), ("cifar100", "vgg19"), ("cifar100", "resnet18"), ("digits10", "vgg11")]
+        return [altered(record, experiment__dataset=d, experiment__network=n) for d, n in places]
+
+    def test_draws_what_is_measured_over_what_is_printed(self, record):
+        table = figures.table3(self.places(record))
+        panels = figures.deviation(table).axes
+        assert [axis.get_title() for axis in panels] == ["MLU %", "params", "MACs", "change"]
+        for axis in panels:
+            diagonal, *points = axis.get_lines()
+            assert diagonal.get_slope() == 1 and axis.get_xlim() == axis.get_ylim()
+            column = table[axis.get_title()]
+            shared = [("cifar10", "vgg11"), ("cifar100", "vgg19"), ("cifar100", "resnet18")]
+            expected = [(column[(*place, "paper")], column[(*place, "measured")]) for place in shared]
+            assert [(*line.get_xdata(), *line.get_ydata()) for line in points] == expected
+            assert [text.get_text() for text in axis.texts] == ["11", "19", "18"]
+            one, two, three = points
+            assert one.get_color() != two.get_color() == three.get_color()
+            assert one.get_marker() == two.get_marker() != three.get_marker()
+
+    def test_says_how_far_apart_they_are(self, record):
+        table = figures.table3(self.places(record))
+        text = figures.deviation_caption(table)
+        mlu = [abs(100 * record.plan.mlu - printed) for printed in (47, 51, 90)]
+        furthest = ["vgg11 on cifar10", "vgg19 on cifar100", "resnet18 on cifar100"][int(np.argmax(mlu))]
+        assert text.startswith("Mean distance from the paper's 3 rows: original ")
+        assert f"MLU {np.mean(mlu):.2g} points (at most {max(mlu):.2g}: {furthest})" in text
+
+    def test_leaves_out_the_change_where_nothing_was_fine_tuned(self, record):
+        untuned = named(record, "cifar10", experiment__finetune__epochs=0)
+        assert "change" not in figures.deviation_caption(figures.table3([untuned]))
+
+    def test_of_networks_that_the_paper_does_not_have(self, record):
+        table = figures.table3([record])
+        assert figures.deviation_caption(table) == "None of these rows is one of the paper's."
+        figures.deviation(table)
+
+
 class TestContrasts:
     def test_choose_what_differs_in_one_thing(self, several):
         plain, _, vgg19, _, harder, probe, loose, strict = several

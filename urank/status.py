@@ -14,7 +14,7 @@ from urank import paper, profiles
 from urank.effort import needs
 from urank.figures.contrasts import at_another_tolerance, beside_plain, from_other_weights, variant, without_variants
 from urank.figures.snapshot import peak_layers
-from urank.figures.style import styled
+from urank.figures.style import WRAPPED, styled
 from urank.figures.tables import SAME, but_for_seed, devices, grouped, measured_row, unseeded
 from urank.records import Record
 
@@ -215,7 +215,8 @@ def style(frame: pd.DataFrame) -> Styler:
     shown["page"] = [f'<a href="{page}.html">{page.split("_")[0]}</a>' for page in shown["page"]]
     shown = shown.set_index(["item", "quantity"])
     formats = {"paper": as_printed, "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.3g}"}
-    return styled(shown, "status", formats).map(lambda cell: COLORS.get(cell, ""), subset=["verdict"])
+    table = styled(shown, "status", formats).map(lambda cell: COLORS.get(cell, ""), subset=["verdict"])
+    return table.set_properties(subset=["device"], **WRAPPED)
 
 
 def as_printed(value: float | str) -> str:

@@ -15,6 +15,7 @@ from urank.figures.contrasts import (
     tolerances,
     without_variants,
 )
+from urank.figures.deviation import deviation, deviation_caption
 from urank.figures.finetuning import finetuning_caption, finetuning_table, style_finetuning
 from urank.figures.hyperparameters import paper_table2, recipes, recipes_caption, table2_caption
 from urank.figures.protocol import protocol_caption, protocol_table, style_protocol
@@ -55,6 +56,8 @@ __all__ = [
     "comparisons",
     "complexities",
     "cumulative",
+    "deviation",
+    "deviation_caption",
     "drawn_alone",
     "energy_sweep",
     "families",
