@@ -154,5 +154,5 @@ def test_pages_are_the_same_each_time(record):
     frame = status.table([record])
     for draw in (status.style, status.style_missing):
         assert draw(frame).to_html() == draw(frame).to_html()
-    assert '<a href="table3_cifar.html">table3</a>' in status.style(frame).to_html()
+    assert '<a href="table3_cifar.html">Table 3: VGG11, cifar10</a>' in status.style(frame).to_html()
     assert "rows are not run" in status.summary(frame)

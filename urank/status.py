@@ -211,12 +211,12 @@ def is_plain(record: Record, dataset: str, network: str) -> bool:
 
 def style(frame: pd.DataFrame) -> Styler:
     """The measured rows of `table` as a page shows them."""
-    shown = frame[frame["verdict"] != "not run"].drop(columns="needs").copy()
-    shown["page"] = [f'<a href="{page}.html">{page.split("_")[0]}</a>' for page in shown["page"]]
-    shown = shown.set_index(["item", "quantity"])
+    shown = frame[frame["verdict"] != "not run"].copy()
+    shown["item"] = [f'<a href="{page}.html">{item}</a>' for item, page in zip(shown["item"], shown["page"])]
+    shown = shown.drop(columns=["page", "needs"]).set_index(["item", "quantity"])
     formats = {"paper": as_printed, "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.3g}"}
     table = styled(shown, "status", formats).map(lambda cell: COLORS.get(cell, ""), subset=["verdict"])
-    return table.set_properties(subset=["device"], **WRAPPED)
+    return table.set_properties(subset=["device"], **WRAPPED | {"min-width": "12em"})
 
 
 def as_printed(value: float | str) -> str:
