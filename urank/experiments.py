@@ -65,7 +65,7 @@ def run(
 
 
 @contextmanager
-def alone_in(folder: Path, deadline: float | None = None) -> Iterator[None]:
+def alone_in(folder: Path, deadline: float | None) -> Iterator[None]:
     """Inside the block no other run works in `folder`; waits, and says so, while one does, until the deadline."""
     if not is_first():  # the first process of a run locks for all
         yield

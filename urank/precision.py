@@ -33,7 +33,8 @@ def ieee_float32() -> Iterator[None]:
 def tried_convolutions() -> Iterator[None]:
     """Inside the block cuDNN tries its algorithms for each shape and takes the fastest, on GPUs.
 
-    What it would choose untried can be many times slower for numbers of channels like the ranks of a split network.
+    A split network has its ranks as numbers of channels. For odd ones others report choices many times slower; here
+    that was not timed.
     """
     cudnn = torch.backends.cudnn
     before, cudnn.benchmark = cudnn.benchmark, True

@@ -164,7 +164,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def singular_values(W: Tensor) -> Tensor:
     """The singular values of W (d, m) in float64, the largest first, on the processor.
 
-    Of thousands of rows LAPACK finds them sooner than Jacobi's iterations, which are torch's default on a GPU.
+    On a GPU torch's default are Jacobi's iterations, which others report to be slow; here the two were not timed.
     """
     return torch.linalg.svdvals(W.cpu().double())
 
