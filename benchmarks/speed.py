@@ -334,6 +334,44 @@ def product_tflops(device: torch.device) -> float:
     return 2e-12 * side**3 / took
 
 
+def memory_part(images: int | None, networks: Sequence[str] = ("vgg19", "resnet18", "resnet101")) -> Iterator[dict]:
+    """Evaluation and training on the processor while freed memory goes back to the system, and while it is kept."""
+    if not urank.keep_freed_memory(False):
+        typer.echo("memory is left out: only glibc can be told to keep what is freed", err=True)
+        return
+    digits, cifar = datasets.load("digits10", train=images or 1280, test=100), profiles.load_profile("cifar")
+    pictures = torch.randn(images or 1280, 3, 32, 32).contiguous(memory_format=torch.channels_last).split(256)
+    for name in networks:
+        model = urank.create(name).to(memory_format=torch.channels_last)
+        recipe = replace(cifar.find(f"cifar10/{name}").train, epochs=2)
+        training = f"training, {recipe.batch_size} images in {arithmetic(torch.device('cpu'), recipe.precision)}"
+        yield memory_row(f"{name}, evaluation, 256 images in float32", partial(evaluation_pace, model, pictures))
+        yield memory_row(f"{name}, {training}", partial(pace, name, digits, recipe, torch.device("cpu")))
+
+
+def memory_row(what: str, rate: Callable[[], float]) -> dict:
+    """Images a second in both ways, which take turns; medians of three. Afterwards the system's defaults hold."""
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    for keep in [False, True] * 3:
+        urank.keep_freed_memory(keep)
+        rates[keep].append(rate())
+    urank.keep_freed_memory(False)
+    given_back, kept = (median(rates[keep]) for keep in (False, True))
+    return dict(
+        part="memory", what=what, given_back=round(given_back), kept=round(kept), ratio=round(kept / given_back, 2)
+    )
+
+
+def evaluation_pace(model: nn.Module, batches: Sequence[Tensor]) -> float:
+    """Images a second of one pass over `batches`, before which one of them is run and not counted."""
+    with evaluating(model):
+        model(batches[0])
+        start = timer()
+        for batch in batches:
+            model(batch)
+    return sum(map(len, batches)) / (timer() - start)
+
+
 def delve_part(images: int | None) -> list[dict]:
     """delve's layer saturation against Gram matrices of the inputs, on the same network and images.
 
@@ -369,6 +407,7 @@ PARTS = {
     "grams": grams_part,
     "scaling": scaling_part,
     "training": training_part,
+    "memory": memory_part,
     "gpu-training": gpu_training_part,
     "vit": vit_part,
     "delve": delve_part,

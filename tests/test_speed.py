@@ -1,3 +1,5 @@
+import platform
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,6 +83,15 @@ def test_training_is_timed_in_both_arithmetics():
     assert (row["auto"], row["batch"]) == (auto, 128)
     html = speed.table(rows, "training", speed.TRAINING).to_html()
     assert "resnet18" in html and row["device"] in html and "compiled" not in html
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is kept with glibc alone")
+def test_both_ways_of_freeing_are_timed():
+    rows = pd.DataFrame(script.memory_part(256, ["resnet18"]))
+    assert list(rows["what"].str.split(", ").str[1]) == ["evaluation", "training"]
+    assert (rows["ratio"] - rows["kept"] / rows["given_back"]).abs().max() < 0.02
+    html = speed.table(rows, "memory", speed.MEMORY).to_html()
+    assert "resnet18" in html and "given back" in html
 
 
 def test_training_on_a_gpu_stays_beside_training_on_a_processor(tmp_path, monkeypatch):

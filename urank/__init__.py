@@ -6,6 +6,7 @@ tables of arXiv 2407.04797.
 """
 
 import urank._operators  # noqa: F401  must precede the first import of torchvision or timm
+from urank.allocation import keep_freed_memory
 from urank.attention import explicit_attention
 from urank.baselines import energy_rank, output_pca, weight_svd
 from urank.decompose import Cost, count_cost, decompose, load_compact, merge_useless, project_network, save_compact
@@ -45,6 +46,7 @@ __all__ = [
     "evaluate",
     "explicit_attention",
     "fit",
+    "keep_freed_memory",
     "load_compact",
     "load_profile",
     "matrix_layers",

@@ -12,6 +12,7 @@ import typer
 
 from urank import agreement, profiles
 from urank import status as paper_status
+from urank.allocation import keep_freed_memory
 from urank.deadline import OutOfTime
 from urank.distributed import is_first, processes
 from urank.experiments import pick_device
@@ -165,6 +166,7 @@ def summary(name: str, record: Record) -> str:
 
 def main() -> None:
     """Run the command line; what a person can mend is one sentence, not a traceback."""
+    keep_freed_memory()
     try:
         app()
     except MENDABLE as error:

@@ -35,6 +35,12 @@ APPROXIMATION = RATIOS | {
     "mlu": "MLU %",
     "largest_rank_difference": "largest change of a rank",
 }
+MEMORY = {
+    "what": "what",
+    "given_back": "given back, images/s",
+    "kept": "kept, images/s",
+    "ratio": RATIOS["ratio"],
+}
 TRAINING = {
     "what": "network",
     "device": "device",
