@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from urank.allocation import keep_freed_memory
+from urank.allocation import free_memory, keep_freed_memory
 
 RESIDENT = """
 import ctypes, resource
@@ -39,3 +39,19 @@ def test_freed_memory_is_kept_until_it_is_told_otherwise():
 def test_other_libraries_are_left_as_they_are(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize("own, group", [("9:name=systemd:/\n0::/\n", ""), ("0::/job_7/step_0\n", "job_7/step_0")])
+def test_a_container_has_less_memory_than_its_machine(tmp_path, own, group):
+    (tmp_path / "cgroup").write_text(own)
+    folder = tmp_path / "groups" / group
+    folder.mkdir(parents=True)
+    (folder / "memory.current").write_text("30000000\n")
+    (folder / "memory.max").write_text("50000000\n")
+    assert free_memory(tmp_path / "groups", tmp_path / "cgroup") == 20_000_000
+    (folder / "memory.max").write_text("max\n")
+    assert free_memory(tmp_path / "groups", tmp_path / "cgroup") > 50_000_000
+
+
+def test_where_there_are_no_groups_the_machine_counts(tmp_path):
+    assert free_memory(tmp_path, tmp_path / "missing") > 50_000_000

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-MEMORY = 2 << 30  # bytes of activations that a replay may keep on the processor's side
+from urank.allocation import free_memory
+
+MEMORY = 2 << 30  # bytes of activations that a replay may keep on any processor
 
 # What submodules returned in one forward pass, call by call; modules inside a module that returned are left out.
 Results = dict[nn.Module, list]
@@ -36,8 +38,8 @@ class Replay:
     Args:
         model: maps a batch of images to logits (n, classes).
         batches: a re-iterable of (images, labels), the same each time.
-        memory: bytes of activations that may be kept; batches that find no room are run whole. Default 2 GiB, on a GPU
-            half of what is free.
+        memory: bytes of activations that may be kept; batches that find no room are run whole. Default a third of the
+            memory that is free, at least 2 GiB; on a GPU half.
 
     Attributes:
         exact: False once replaying the first batch did not reproduce the network's logits bit for bit (its forward
@@ -219,7 +221,7 @@ def room_on(model: nn.Module) -> int:
     """How many bytes of activations a replay may keep on the device of `model` where nobody says."""
     gpu = next((parameter.device for parameter in model.parameters() if parameter.is_cuda), None)
     if gpu is None:
-        return MEMORY
+        return max(MEMORY, free_memory() // 3)
     kept_by_torch = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # free for it alone
     return (torch.cuda.mem_get_info(gpu)[0] + kept_by_torch) // 2
 

@@ -72,7 +72,7 @@ def search_ranks(
             approximations.
         warm_start: begin each bisection at the spectral energy that the layer before kept on the same side: an
             approximation, as the accuracy need not be monotone in k.
-        memory: bytes of activations that may be kept between probes; default 2 GiB, on a GPU half of what is free.
+        memory: bytes of activations that may be kept between probes; default as `Replay`'s.
         checkpoint: file that is rewritten after every layer with the plan of those found, from which an interrupted
             search goes on. A warm start begins anew there.
         deadline: value of `time.monotonic()` by which to stop: but for the first of this call, no layer begins that

@@ -30,7 +30,8 @@ def deviation(table: pd.DataFrame) -> Figure:
             for (dataset, network), (printed, ours) in pairs[column].iterrows():
                 look = dict(color=colors[dataset], marker=markers[family_of(network)], ms=5, alpha=0.8)
                 axis.plot(printed, ours, ls="", **look)
-                axis.annotate(depth(network), (printed, ours), (4, -7), textcoords="offset points", fontsize=7)
+                side = dict(xytext=(4, -7)) if ours < printed else dict(xytext=(-4, 2), ha="right")  # off the diagonal
+                axis.annotate(depth(network), (printed, ours), textcoords="offset points", fontsize=7, **side)
             finish(axis, column, pairs[column])
         figure.legend(handles=legend(colors, markers), loc="outside lower left", ncols=len(colors) + len(markers) + 1)
     return closed(figure)
