@@ -317,6 +317,65 @@ def test_goes_on_with_the_images_in_another_order(name):
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_some_images_are_answered_as_all_of_them_are(name, share):
+    build, shape, _ = NETWORKS[name]
+    model, sizes, marks = build().eval(), [1, 3, 2, 2], torch.tensor([False, True, True, False, False, True])
+    layers, batches = forward_order(model, shape), random_batches(shape, [2, *sizes])
+    with evaluating(model):
+        unlimited = Replay(model, batches)
+        unlimited.advance(layers[-1])
+        replay = Replay(model, batches, memory=int(share * kept_bytes(unlimited)))
+        replay.advance(layers[-1])
+        perturb(layers[-1])
+        expected = torch.cat(logits_of(model, batches)[1:4])[marks]
+        found, labels = zip(*replay.chosen(marks, first=1, together=2))
+        torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=1e-5)
+        assert torch.cat(labels).tolist() == torch.cat([labels for _, labels in batches[1:4]])[marks].tolist()
+        assert all(len(part) >= 2 for part in labels[:-1]) or share == 0.5  # what is kept and what is not part here
+
+
+class Numbering(nn.Module):
+    """Its stem also returns how many images there are."""
+
+    class Stem(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = Counting(6, 8)
+
+        def forward(self, x):
+            return self.fc(x), len(x)
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = self.Stem(), Counting(8, 3)
+
+    def forward(self, x):
+        x, n = self.stem(x)
+        return self.last(x.view(n, 8))
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "expected"),
+    [
+        (counted_network, "3", [0, 0, 1, 1]),
+        (Regions, "last", [1, 1]),  # not one row an image
+        (Numbering, "last", [1, 1]),
+    ],
+)
+def test_some_images_are_replayed_where_that_can_be_done(build, layer, expected):
+    model, batches = build().eval(), random_batches((8,) if build is Regions else (6,), [1, 3, 2])
+    marks = torch.tensor([True, False, True, True, False, False])
+    with evaluating(model):
+        replay = Replay(model, batches)
+        replay.advance(model.get_submodule(layer))
+        computed(model)
+        [(found, _)] = replay.chosen(marks, first=0, together=256)
+        assert computed(model) == expected
+        torch.testing.assert_close(found, torch.cat(logits_of(model, batches))[marks])
+
+
 @pytest.mark.parametrize(
     ("build", "layer", "memory", "expected"),
     [

@@ -13,7 +13,6 @@ A probe of the search asks whether at least `needed` images are. The counters di
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from math import inf
 
 import torch
@@ -249,24 +248,11 @@ class Screened(Near):
         return list(margin.split([len(part) for part, _ in judged])), int((~right).sum())
 
     def _in_full_precision(self, marks: Tensor, first: int) -> Judged:
-        """Of the images where `marks` (images,) is true, which begin with the batch `first`: run whole."""
-        judged = [judge(self.network(images), labels) for images, labels in self._chosen(marks.cpu(), first)]
+        """Of the images where `marks` (images,) is true, which begin with the batch `first`."""
+        judged = [judge(*batch) for batch in self.replay.chosen(marks.cpu(), first, TOGETHER)]
         margin, right = (torch.cat(parts) for parts in zip(*judged))
         self.images_settled += len(right)
         return margin, right
-
-    def _chosen(self, marks: Tensor, first: int) -> Iterator[tuple[Tensor, ...]]:
-        """Images and labels where `marks` is true, gathered from all batches into few of `TOGETHER`."""
-        seen, waiting, gathered = 0, 0, []
-        for images, labels in islice(self.replay.batches, first, None):
-            rows = marks[seen : seen + len(labels)].nonzero()[:, 0].to(images.device)
-            seen, waiting = seen + len(labels), waiting + len(rows)
-            gathered.append((images[rows], labels[rows]))
-            if waiting >= TOGETHER or seen >= len(marks) and waiting:
-                yield tuple(torch.cat(parts) for parts in zip(*gathered))
-                waiting, gathered = 0, []
-            if seen >= len(marks):
-                return
 
     def _learn(self, exact: Tensor, screened: Tensor) -> None:
         self.error = max(self.error, largest((exact - screened).abs()))

@@ -52,6 +52,7 @@ class Replay:
         self.exact = True
         self._pass: Timeline | None = None
         self._kept: list[Results] = []
+        self._by_image = True  # what is kept has one row an image
         self._finished: set[nn.Module] = set()
         self._changed: set[nn.Module] = set()
         self._sorted = False  # what is kept is then parts of one tensor, which is freed as a whole
@@ -66,6 +67,33 @@ class Replay:
             with returning(self._before(index), self._changed):
                 logits = self.model(images)
             yield logits, labels
+
+    def chosen(self, marks: Tensor, first: int, together: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(logits, labels) of the images where `marks` (images,) is true, which begin with the batch `first`.
+
+        They are gathered from their batches into larger ones, of `together` images or somewhat more.
+        """
+        for results, images, labels in self._gathered(marks, first, together):
+            with returning(results, self._changed):
+                logits = self.model(images)
+            yield logits, labels
+
+    def _gathered(self, marks: Tensor, first: int, together: int) -> Iterator[tuple[Results, Tensor, Tensor]]:
+        waiting, seen = [], 0
+        for index, (images, labels) in islice(enumerate(self.batches), first, None):
+            if seen >= len(marks):
+                break
+            rows = marks[seen : seen + len(labels)].nonzero()[:, 0].to(images.device)
+            seen += len(labels)
+            if not len(rows):
+                continue
+            part = rows_of(self._before(index), rows) if self._by_image else {}, images[rows], labels[rows]
+            if waiting and (sum(len(one[2]) for one in waiting) >= together or bool(part[0]) != bool(waiting[0][0])):
+                yield joined(waiting)
+                waiting = []
+            waiting.append(part)
+        if waiting:
+            yield joined(waiting)
 
     def advance(self, layer: nn.Module) -> None:
         """Keep what `layer` and everything after it read, as it is with the weights of this moment."""
@@ -91,13 +119,14 @@ class Replay:
         """
         self.batches = batches
         whole = len(self._kept) == len(sizes) and 2 * size_of(self._kept) <= self.memory
-        self._kept, self._sorted = reordered(self._kept, order, sizes) if whole else [], True
+        self._kept = reordered(self._kept, order, sizes) if whole and self._by_image else []
+        self._sorted = True
 
     def _before(self, index: int) -> Results:
         return self._kept[index] if index < len(self._kept) else {}
 
     def _fill(self, cut: "_Cut") -> list[Results]:
-        kept, old = [], self._kept
+        kept, old, self._by_image = [], self._kept, True
         room = self.memory - size_of(old) if self._sorted else self.memory
         sizes = [0 if self._sorted else size_of([results]) for results in old]
         for index, (images, _) in enumerate(self.batches):
@@ -111,6 +140,7 @@ class Replay:
             if room < 0:
                 break
             kept.append(results)
+            self._by_image &= has_rows(results, len(images))
         return kept
 
 
@@ -241,16 +271,34 @@ def size_of(kept: list[Results]) -> int:
     return sum(leaf.nbytes for results in kept for leaf in tree_flatten(list(results.values()))[0] if is_data(leaf))
 
 
+def has_rows(results: Results, images: int) -> bool:
+    """Whether every tensor in `results` has one row an image."""
+    return all(leaf.shape[:1] == (images,) for leaf in tree_flatten(results)[0] if is_data(leaf))
+
+
 def reordered(kept: list[Results], order: Tensor, sizes: Sequence[int]) -> list[Results]:
-    """`kept` with the rows of all batches in another order; empty where a tensor has not one row an image."""
+    """`kept` with the rows of all batches in another order."""
     flat = [tree_flatten(results) for results in kept]
     columns = [list(column) for column in zip(*(leaves for leaves, _ in flat))]
     for column in columns:
         if is_data(column[0]):
-            if [leaf.shape[:1] for leaf in column] != [(size,) for size in sizes]:
-                return []
             column[:] = in_order(column, order).split(sizes)
     return [structure.unflatten(leaves) for leaves, (_, structure) in zip(zip(*columns), flat)]
+
+
+def rows_of(results: Results, rows: Tensor) -> Results:
+    """Those of some images of a batch; none where a module returned a number, which may be how many they are."""
+    leaves, structure = tree_flatten(results)
+    if any(isinstance(leaf, int | torch.Size) and not isinstance(leaf, bool) for leaf in leaves):
+        return {}
+    return structure.unflatten([leaf[rows] if is_data(leaf) else leaf for leaf in leaves])
+
+
+def joined(parts: Sequence[tuple[Results, Tensor, Tensor]]) -> tuple[Results, Tensor, Tensor]:
+    """Results, images and labels of several batches as those of one."""
+    flat, structure = zip(*(tree_flatten(part) for part in parts))
+    leaves = [torch.cat(column) if is_data(column[0]) else column[0] for column in zip(*flat)]
+    return structure[0].unflatten(leaves)
 
 
 def in_order(parts: Sequence[Tensor], order: Tensor) -> Tensor:
