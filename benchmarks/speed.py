@@ -7,10 +7,8 @@ Seconds are those of the clock and of the processor; a machine that does other t
 Where both sides compute the same thing, a row says whether they agree.
 """
 
-import ctypes
 import gc
 import logging
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +26,7 @@ from torch.utils.benchmark import Timer, timer  # waits until a GPU has done wha
 import urank
 from benchmarks import naive
 from urank import datasets, profiles
+from urank.allocation import give_back_freed_memory
 from urank.files import read_json, write_json
 from urank.layers import evaluating, matrix_layers
 from urank.patches import assemble_gram, patch_products
@@ -73,8 +72,7 @@ def reset_peak(gpu: bool) -> int:
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed_memory()
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
     return peak(gpu)

@@ -6,34 +6,48 @@ import pytest
 
 from urank.allocation import free_memory, keep_freed_memory
 
-RESIDENT = """
+FAULTS = """
 import ctypes, resource
-from pathlib import Path
 from urank.allocation import keep_freed_memory
 
 {setting}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
-block = libc.malloc(256 << 20)
-ctypes.memset(block, 1, 256 << 20)
-libc.free(block)
-print(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20)
+
+def use(size):
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+
+for size in (8 << 20, 256 << 20):
+    use(size), use(size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        use(size)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (4 * size))
 """
 
 
-def resident(setting):
-    """MiB that a process holds after it has freed 256 of them."""
-    command = [sys.executable, "-c", RESIDENT.format(setting=setting)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def faults(setting):
+    """The share of a block's pages that are new to the process each time it is allocated: of 8 and of 256 MiB."""
+    command = [sys.executable, "-c", FAULTS.format(setting=setting)]
+    return [float(line) for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
-def test_freed_memory_is_kept_until_it_is_told_otherwise():
-    given_back = resident("")
-    kept = resident("assert keep_freed_memory()")
-    assert kept > given_back + 200
-    assert abs(resident("keep_freed_memory(); assert keep_freed_memory(False)") - given_back) < 50
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("", [False, True]),  # glibc left alone
+        ("assert keep_freed_memory()", [False, False]),
+        ("assert keep_freed_memory() and keep_freed_memory(False)", [False, True]),
+        ("assert keep_freed_memory(False) and keep_freed_memory()", [False, False]),
+    ],
+)
+def test_freed_memory_is_kept_until_it_is_told_otherwise(setting, expected):
+    shares = faults(setting)
+    assert [share > 0.5 for share in shares] == expected, shares
 
 
 def test_other_libraries_are_left_as_they_are(monkeypatch):
@@ -41,16 +55,27 @@ def test_other_libraries_are_left_as_they_are(monkeypatch):
     assert not keep_freed_memory()
 
 
+def limit(group, most, used, cached=0):
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "memory.max").write_text(f"{most}\n")
+    (group / "memory.current").write_text(f"{used}\n")
+    (group / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\n")
+
+
 @pytest.mark.parametrize("own, group", [("9:name=systemd:/\n0::/\n", ""), ("0::/job_7/step_0\n", "job_7/step_0")])
 def test_a_container_has_less_memory_than_its_machine(tmp_path, own, group):
     (tmp_path / "cgroup").write_text(own)
-    folder = tmp_path / "groups" / group
-    folder.mkdir(parents=True)
-    (folder / "memory.current").write_text("30000000\n")
-    (folder / "memory.max").write_text("50000000\n")
-    assert free_memory(tmp_path / "groups", tmp_path / "cgroup") == 20_000_000
-    (folder / "memory.max").write_text("max\n")
+    limit(tmp_path / "groups" / group, 50_000_000, used=30_000_000, cached=4_000_000)
+    assert free_memory(tmp_path / "groups", tmp_path / "cgroup") == 24_000_000
+    limit(tmp_path / "groups" / group, "max", used=30_000_000)
     assert free_memory(tmp_path / "groups", tmp_path / "cgroup") > 50_000_000
+
+
+def test_a_group_has_no_more_than_those_around_it(tmp_path):
+    (tmp_path / "cgroup").write_text("0::/job_7/step_0\n")
+    limit(tmp_path / "groups" / "job_7", 40_000_000, used=30_000_000)
+    limit(tmp_path / "groups" / "job_7" / "step_0", "max", used=30_000_000)
+    assert free_memory(tmp_path / "groups", tmp_path / "cgroup") == 10_000_000
 
 
 def test_where_there_are_no_groups_the_machine_counts(tmp_path):

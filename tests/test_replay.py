@@ -252,7 +252,7 @@ def test_advances_from_where_it_was():
         replay.advance(model[4])
         first, second, third, last = computed(model)
     assert first == second < 6
-    assert third == first + 10 and last < 6
+    assert third == first + 10 and last < 8
 
 
 class Regions(nn.Module):
@@ -336,24 +336,51 @@ def test_some_images_are_answered_as_all_of_them_are(name, share):
         assert all(len(part) >= 2 for part in labels[:-1]) or share == 0.5  # what is kept and what is not part here
 
 
+class Telling(nn.Module):
+    """Also returns what `more` says of its input."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.fc, self.more = Counting(6, 8), more
+
+    def forward(self, x):
+        return self.fc(x), self.more(x)
+
+
 class Numbering(nn.Module):
     """Its stem also returns how many images there are."""
 
-    class Stem(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = Counting(6, 8)
-
-        def forward(self, x):
-            return self.fc(x), len(x)
-
-    def __init__(self):
+    def __init__(self, number=int):
         super().__init__()
-        self.stem, self.last = self.Stem(), Counting(8, 3)
+        self.stem, self.last = Telling(lambda x: number(len(x))), Counting(8, 3)
 
     def forward(self, x):
         x, n = self.stem(x)
-        return self.last(x.view(n, 8))
+        return self.last(x.view(int(n), 8))
+
+
+class Positions(nn.Module):
+    """Its stem also returns where in the batch the images are."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = Telling(lambda x: torch.arange(len(x))), Counting(8, 3)
+
+    def forward(self, x):
+        x, places = self.stem(x)
+        return self.last(x[places])
+
+
+class SequenceFirst(nn.Module):
+    """Keeps tokens, images and features in this order."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = Counting(2, 4), Counting(12, 3)
+
+    def forward(self, x):
+        tokens = self.first(x.view(len(x), 3, 2).transpose(0, 1))
+        return self.last(tokens.transpose(0, 1).flatten(1))
 
 
 @pytest.mark.parametrize(
@@ -362,10 +389,13 @@ class Numbering(nn.Module):
         (counted_network, "3", [0, 0, 1, 1]),
         (Regions, "last", [1, 1]),  # not one row an image
         (Numbering, "last", [1, 1]),
+        (lambda: Numbering(float), "last", [1, 1]),
+        (Positions, "last", [1, 1]),
+        (SequenceFirst, "last", [1, 1]),
     ],
 )
 def test_some_images_are_replayed_where_that_can_be_done(build, layer, expected):
-    model, batches = build().eval(), random_batches((8,) if build is Regions else (6,), [1, 3, 2])
+    model, batches = build().eval(), random_batches((8,) if build is Regions else (6,), [3, 3])
     marks = torch.tensor([True, False, True, True, False, False])
     with evaluating(model):
         replay = Replay(model, batches)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import psutil
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of glibc's malloc.h
-DEFAULTS = {TRIM_THRESHOLD: 128 << 10, MMAP_MAX: 65536}
+# What mallopt calls M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_MMAP_MAX.
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
+# Where glibc's own thresholds end, which grow with the blocks that are freed, and stop growing once one has been set.
+GIVING_BACK = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536}
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -21,10 +23,11 @@ def keep_freed_memory(keep: bool = True) -> bool:
     """Let this process keep what it frees, for what it allocates next.
 
     Networks then run faster on the processor, and the process stays as large as it has been. The `urank` command does
-    so; a library does not decide this for the process that imports it. Nothing that is computed changes.
+    so; a library does not decide this for the process that imports it. Nothing that is computed changes. Of blocks
+    above 64 MiB only those of the main thread are kept.
 
     Args:
-        keep: False for glibc's defaults.
+        keep: False to give large blocks back, as glibc does when it is left alone.
 
     Returns:
         Whether it was done: other C libraries than glibc are left as they are.
@@ -32,15 +35,34 @@ def keep_freed_memory(keep: bool = True) -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(option, value) for option, value in (KEEPING if keep else DEFAULTS).items())
+    return all(mallopt(option, value) for option, value in (KEEPING if keep else GIVING_BACK).items())
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what was freed and kept until now, where the C library can (glibc)."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process may still take: of the machine, or of its container where that (cgroup v2) has less."""
-    free = psutil.virtual_memory().available
-    paths = own.read_text().splitlines() if own.exists() else []
-    for group in (cgroups / path.removeprefix("0::/") for path in paths if path.startswith("0::/")):
-        limit = group / "memory.max"
-        if limit.exists() and limit.read_text().strip() != "max":
-            free = min(free, int(limit.read_text()) - int((group / "memory.current").read_text()))
-    return max(0, free)
+    """Bytes that this process may still take: of the machine, or of a container around it (cgroup v2) that has less.
+
+    What the process itself has freed counts, and is given back for that.
+    """
+    give_back_freed_memory()
+    free = [psutil.virtual_memory().available]
+    for path in own.read_text().splitlines() if own.exists() else []:
+        if path.startswith("0::/"):
+            group = cgroups / path.removeprefix("0::/")
+            free += [left for one in (group, *group.parents) if (left := left_in(one)) is not None]
+    return max(0, min(free))
+
+
+def left_in(group: Path) -> int | None:
+    """Bytes that a control group may still take, its cached files counted as free; None where it has no limit."""
+    limit = group / "memory.max"
+    most = limit.read_text().strip() if limit.exists() else "max"
+    if most == "max":
+        return None
+    counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(most) - int((group / "memory.current").read_text()) + int(counts["inactive_file"])

@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from urank.allocation import free_memory
+from urank.distributed import processes
 
-MEMORY = 2 << 30  # bytes of activations that a replay may keep on any processor
+LEAST_MEMORY = 2 << 30  # bytes of activations that a replay may keep on any processor
 
 # What submodules returned in one forward pass, call by call; modules inside a module that returned are left out.
 Results = dict[nn.Module, list]
@@ -39,7 +40,7 @@ class Replay:
         model: maps a batch of images to logits (n, classes).
         batches: a re-iterable of (images, labels), the same each time.
         memory: bytes of activations that may be kept; batches that find no room are run whole. Default a third of the
-            memory that is free, at least 2 GiB; on a GPU half.
+            memory that is free, shared among the processes, at least 2 GiB; on a GPU half of its own.
 
     Attributes:
         exact: False once replaying the first batch did not reproduce the network's logits bit for bit (its forward
@@ -73,25 +74,26 @@ class Replay:
 
         They are gathered from their batches into larger ones, of `together` images or somewhat more.
         """
-        for results, images, labels in self._gathered(marks, first, together):
-            with returning(results, self._changed):
+        for kept, images, labels in self._gathered(marks, first, together):
+            with returning(kept):  # copies already
                 logits = self.model(images)
             yield logits, labels
 
     def _gathered(self, marks: Tensor, first: int, together: int) -> Iterator[tuple[Results, Tensor, Tensor]]:
-        waiting, seen = [], 0
+        waiting, count, replays, seen = [], 0, False, 0
         for index, (images, labels) in islice(enumerate(self.batches), first, None):
-            if seen >= len(marks):
-                break
             rows = marks[seen : seen + len(labels)].nonzero()[:, 0].to(images.device)
             seen += len(labels)
-            if not len(rows):
-                continue
-            part = rows_of(self._before(index), rows) if self._by_image else {}, images[rows], labels[rows]
-            if waiting and (sum(len(one[2]) for one in waiting) >= together or bool(part[0]) != bool(waiting[0][0])):
-                yield joined(waiting)
-                waiting = []
-            waiting.append(part)
+            if len(rows):
+                kept = rows_of(self._before(index), rows) if self._by_image else {}
+                # what is replayed and what is run whole cannot share a batch
+                if waiting and (count >= together or replays != bool(kept)):
+                    yield joined(waiting)
+                    waiting, count = [], 0
+                waiting.append((kept, images[rows], labels[rows]))
+                count, replays = count + len(rows), bool(kept)
+            if seen >= len(marks):
+                break
         if waiting:
             yield joined(waiting)
 
@@ -110,7 +112,7 @@ class Replay:
             warnings.warn(f"{name} is not reproduced by a replay ({obstacle}): every probe runs it whole", stacklevel=3)
             self.exact = False
         self._kept, self._changed = self._fill(cut) if self.exact else [], cut.changed
-        self._sorted = False
+        self._sorted, self._by_image = False, self._turns()
 
     def reorder(self, batches: Iterable, order: Tensor, sizes: Sequence[int]) -> None:
         """Go on with `batches`: the same images in the order of the indices `order` (n,), in batches of the same sizes.
@@ -126,7 +128,7 @@ class Replay:
         return self._kept[index] if index < len(self._kept) else {}
 
     def _fill(self, cut: "_Cut") -> list[Results]:
-        kept, old, self._by_image = [], self._kept, True
+        kept, old = [], self._kept
         room = self.memory - size_of(old) if self._sorted else self.memory
         sizes = [0 if self._sorted else size_of([results]) for results in old]
         for index, (images, _) in enumerate(self.batches):
@@ -140,8 +142,21 @@ class Replay:
             if room < 0:
                 break
             kept.append(results)
-            self._by_image &= has_rows(results, len(images))
         return kept
+
+    def _turns(self) -> bool:
+        """Whether what is kept of a batch, its rows in reverse order, makes its logits in reverse order."""
+        for (images, _), kept in zip(self.batches, self._kept):
+            if not has_rows(kept, len(images)):
+                return False
+            if len(images) > 1:
+                back = torch.arange(len(images) - 1, -1, -1, device=images.device)
+                with returning(kept, self._changed):
+                    logits = self.model(images)
+                with returning(rows_of(kept, back)):
+                    turned = self.model(images[back])
+                return torch.allclose(turned[back], logits, rtol=0, atol=1e-3 * logits.abs().max().item())
+        return True
 
 
 class _Cut:
@@ -251,7 +266,7 @@ def room_on(model: nn.Module) -> int:
     """How many bytes of activations a replay may keep on the device of `model` where nobody says."""
     gpu = next((parameter.device for parameter in model.parameters() if parameter.is_cuda), None)
     if gpu is None:
-        return max(MEMORY, free_memory() // 3)
+        return max(LEAST_MEMORY, free_memory() // 3 // processes()[1])
     kept_by_torch = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # free for it alone
     return (torch.cuda.mem_get_info(gpu)[0] + kept_by_torch) // 2
 
@@ -277,7 +292,7 @@ def has_rows(results: Results, images: int) -> bool:
 
 
 def reordered(kept: list[Results], order: Tensor, sizes: Sequence[int]) -> list[Results]:
-    """`kept` with the rows of all batches in another order."""
+    """`kept`, one row an image in every tensor, with the rows of all batches in another order."""
     flat = [tree_flatten(results) for results in kept]
     columns = [list(column) for column in zip(*(leaves for leaves, _ in flat))]
     for column in columns:
@@ -289,15 +304,15 @@ def reordered(kept: list[Results], order: Tensor, sizes: Sequence[int]) -> list[
 def rows_of(results: Results, rows: Tensor) -> Results:
     """Those of some images of a batch; none where a module returned a number, which may be how many they are."""
     leaves, structure = tree_flatten(results)
-    if any(isinstance(leaf, int | torch.Size) and not isinstance(leaf, bool) for leaf in leaves):
+    if any(isinstance(leaf, int | float | torch.Size) and not isinstance(leaf, bool) for leaf in leaves):
         return {}
-    return structure.unflatten([leaf[rows] if is_data(leaf) else leaf for leaf in leaves])
+    return structure.unflatten([leaf[rows.to(leaf.device)] if is_data(leaf) else leaf for leaf in leaves])
 
 
 def joined(parts: Sequence[tuple[Results, Tensor, Tensor]]) -> tuple[Results, Tensor, Tensor]:
     """Results, images and labels of several batches as those of one."""
     flat, structure = zip(*(tree_flatten(part) for part in parts))
-    leaves = [torch.cat(column) if is_data(column[0]) else column[0] for column in zip(*flat)]
+    leaves = [torch.cat(column) if is_data(column[0]) else column[0] for column in zip(*flat, strict=True)]
     return structure[0].unflatten(leaves)
 
 
