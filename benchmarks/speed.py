@@ -11,8 +11,11 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -333,31 +336,42 @@ def product_tflops(device: torch.device) -> float:
 
 
 def memory_part(images: int | None, networks: Sequence[str] = ("vgg19", "resnet18", "resnet101")) -> Iterator[dict]:
-    """Evaluation and training on the processor while freed memory goes back to the system, and while it is kept."""
-    if not urank.keep_freed_memory(False):
-        typer.echo("memory is left out: only glibc can be told to keep what is freed", err=True)
-        return
-    digits, cifar = datasets.load("digits10", train=images or 1280, test=100), profiles.load_profile("cifar")
-    pictures = torch.randn(images or 1280, 3, 32, 32).contiguous(memory_format=torch.channels_last).split(256)
-    for name in networks:
-        model = urank.create(name).to(memory_format=torch.channels_last)
-        recipe = replace(cifar.find(f"cifar10/{name}").train, epochs=2)
-        training = f"training, {recipe.batch_size} images in {arithmetic(torch.device('cpu'), recipe.precision)}"
-        yield memory_row(f"{name}, evaluation, 256 images in float32", partial(evaluation_pace, model, pictures))
-        yield memory_row(f"{name}, {training}", partial(pace, name, digits, recipe, torch.device("cpu")))
+    """Evaluation and training on the processor while freed memory goes back to the system, and then while it is kept.
+
+    Each row in a process of its own: a C library that was told to keep it does not become again what it was.
+    """
+    for name, work in product(networks, (evaluation_work, training_work)):
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            row = fresh.submit(memory_row, name, work, images or 1280).result()
+        if row is None:
+            typer.echo("memory is left out: only glibc can be told to keep what is freed", err=True)
+            return
+        yield row
 
 
-def memory_row(what: str, rate: Callable[[], float]) -> dict:
-    """Images a second in both ways, which take turns; medians of three. Afterwards the system's defaults hold."""
-    rates: dict[bool, list[float]] = {False: [], True: []}
-    for keep in [False, True] * 3:
-        urank.keep_freed_memory(keep)
-        rates[keep].append(rate())
-    urank.keep_freed_memory(False)
-    given_back, kept = (median(rates[keep]) for keep in (False, True))
-    return dict(
-        part="memory", what=what, given_back=round(given_back), kept=round(kept), ratio=round(kept / given_back, 2)
-    )
+def memory_row(name: str, work: Callable, images: int) -> dict | None:
+    """Images a second in both ways, medians of three; None where freed memory cannot be kept."""
+    what, rate = work(name, images)
+    given_back = median(rate() for _ in range(3))
+    if not urank.keep_freed_memory():
+        return None
+    kept = median(rate() for _ in range(3))
+    ratio = round(kept / given_back, 2)
+    return dict(part="memory", what=what, given_back=round(given_back), kept=round(kept), ratio=ratio)
+
+
+def evaluation_work(name: str, images: int) -> tuple[str, Callable[[], float]]:
+    """What is done, and a function that does it and returns images a second."""
+    model = urank.create(name).to(memory_format=torch.channels_last)
+    batches = torch.randn(images, 3, 32, 32).contiguous(memory_format=torch.channels_last).split(256)
+    return f"{name}, evaluation, 256 images in float32", partial(evaluation_pace, model, batches)
+
+
+def training_work(name: str, images: int) -> tuple[str, Callable[[], float]]:
+    device, digits = torch.device("cpu"), datasets.load("digits10", train=images, test=100)
+    recipe = replace(profiles.load_profile("cifar").find(f"cifar10/{name}").train, epochs=2)
+    what = f"{name}, training, {recipe.batch_size} images in {arithmetic(device, recipe.precision)}"
+    return what, partial(pace, name, digits, recipe, device)
 
 
 def evaluation_pace(model: nn.Module, batches: Sequence[Tensor]) -> float:

@@ -41,11 +41,9 @@ def faults(setting):
     [
         ("", [False, True]),  # glibc left alone
         ("assert keep_freed_memory()", [False, False]),
-        ("assert keep_freed_memory() and keep_freed_memory(False)", [False, True]),
-        ("assert keep_freed_memory(False) and keep_freed_memory()", [False, False]),
     ],
 )
-def test_freed_memory_is_kept_until_it_is_told_otherwise(setting, expected):
+def test_freed_memory_is_kept(setting, expected):
     shares = faults(setting)
     assert [share > 0.5 for share in shares] == expected, shares
 

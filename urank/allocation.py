@@ -11,31 +11,23 @@ from pathlib import Path
 
 import psutil
 
-# What mallopt calls M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_MMAP_MAX.
-TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
-# Where glibc's own thresholds end, which grow with the blocks that are freed, and stop growing once one has been set.
-GIVING_BACK = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536}
+KEEPING = {-1: -1, -4: 0}  # mallopt's M_TRIM_THRESHOLD and M_MMAP_MAX: never
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def keep_freed_memory(keep: bool = True) -> bool:
+def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for what it allocates next.
 
-    Networks then run faster on the processor, and the process stays as large as it has been. The `urank` command does
-    so; a library does not decide this for the process that imports it. Nothing that is computed changes. Of blocks
-    above 64 MiB only those of the main thread are kept.
-
-    Args:
-        keep: False to give large blocks back, as glibc does when it is left alone.
+    Networks are then evaluated faster on the processor, and the process stays as large as it has been. The `urank`
+    command does so; a library does not decide this for the process that imports it, and there is no way back. Nothing
+    that is computed changes. Of blocks above 64 MiB only those of the main thread are kept.
 
     Returns:
         Whether it was done: other C libraries than glibc are left as they are.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(option, value) for option, value in (KEEPING if keep else GIVING_BACK).items())
+    return all(ctypes.CDLL(None).mallopt(option, value) for option, value in KEEPING.items())
 
 
 def give_back_freed_memory() -> None:
