@@ -53,7 +53,7 @@ class Replay:
         self.exact = True
         self._pass: Timeline | None = None
         self._kept: list[Results] = []
-        self._by_image = True  # what is kept has one row an image
+        self._by_image = True  # every tensor that is kept has one row an image
         self._finished: set[nn.Module] = set()
         self._changed: set[nn.Module] = set()
         self._sorted = False  # what is kept is then parts of one tensor, which is freed as a whole
@@ -112,7 +112,8 @@ class Replay:
             warnings.warn(f"{name} is not reproduced by a replay ({obstacle}): every probe runs it whole", stacklevel=3)
             self.exact = False
         self._kept, self._changed = self._fill(cut) if self.exact else [], cut.changed
-        self._sorted, self._by_image = False, self._turns()
+        self._by_image = self._by_image and self._turns()  # a tensor may have as many rows as there are images
+        self._sorted = False
 
     def reorder(self, batches: Iterable, order: Tensor, sizes: Sequence[int]) -> None:
         """Go on with `batches`: the same images in the order of the indices `order` (n,), in batches of the same sizes.
@@ -128,7 +129,7 @@ class Replay:
         return self._kept[index] if index < len(self._kept) else {}
 
     def _fill(self, cut: "_Cut") -> list[Results]:
-        kept, old = [], self._kept
+        kept, old, self._by_image = [], self._kept, True
         room = self.memory - size_of(old) if self._sorted else self.memory
         sizes = [0 if self._sorted else size_of([results]) for results in old]
         for index, (images, _) in enumerate(self.batches):
@@ -142,13 +143,12 @@ class Replay:
             if room < 0:
                 break
             kept.append(results)
+            self._by_image &= has_rows(results, len(images))
         return kept
 
     def _turns(self) -> bool:
         """Whether what is kept of a batch, its rows in reverse order, makes its logits in reverse order."""
         for (images, _), kept in zip(self.batches, self._kept):
-            if not has_rows(kept, len(images)):
-                return False
             if len(images) > 1:
                 back = torch.arange(len(images) - 1, -1, -1, device=images.device)
                 with returning(kept, self._changed):
