@@ -31,6 +31,7 @@ from benchmarks import naive
 from urank import datasets, profiles
 from urank.allocation import give_back_freed_memory
 from urank.files import read_json, write_json
+from urank.latency import images_per_second
 from urank.layers import evaluating, matrix_layers
 from urank.patches import assemble_gram, patch_products
 from urank.precision import arithmetic, has_fast_bfloat16
@@ -363,8 +364,9 @@ def memory_row(name: str, work: Callable, images: int) -> dict | None:
 def evaluation_work(name: str, images: int) -> tuple[str, Callable[[], float]]:
     """What is done, and a function that does it and returns images a second."""
     model = urank.create(name).to(memory_format=torch.channels_last)
-    batches = torch.randn(images, 3, 32, 32).contiguous(memory_format=torch.channels_last).split(256)
-    return f"{name}, evaluation, 256 images in float32", partial(evaluation_pace, model, batches)
+    batch = torch.randn(min(images, 256), 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    what = f"{name}, evaluation, {len(batch)} images in float32"
+    return what, lambda: images_per_second({name: model}, batch, seconds=1)[name]
 
 
 def training_work(name: str, images: int) -> tuple[str, Callable[[], float]]:
@@ -372,16 +374,6 @@ def training_work(name: str, images: int) -> tuple[str, Callable[[], float]]:
     recipe = replace(profiles.load_profile("cifar").find(f"cifar10/{name}").train, epochs=2)
     what = f"{name}, training, {recipe.batch_size} images in {arithmetic(device, recipe.precision)}"
     return what, partial(pace, name, digits, recipe, device)
-
-
-def evaluation_pace(model: nn.Module, batches: Sequence[Tensor]) -> float:
-    """Images a second of one pass over `batches`, before which one of them is run and not counted."""
-    with evaluating(model):
-        model(batches[0])
-        start = timer()
-        for batch in batches:
-            model(batch)
-    return sum(map(len, batches)) / (timer() - start)
 
 
 def delve_part(images: int | None) -> list[dict]:
