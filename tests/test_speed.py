@@ -76,13 +76,13 @@ def test_a_whole_search_is_timed():
 
 
 def test_training_is_timed_in_both_arithmetics():
-    rows = pd.DataFrame(script.training_part(128, ["resnet18"]))
+    rows = pd.DataFrame(script.training_part(256, ["resnet18"]))
     [row] = rows.to_dict("records")
     assert row["ratio"] == pytest.approx(row["bfloat16"] / row["float32"], rel=0.02, abs=0.01)
     auto = "bfloat16" if has_fast_bfloat16(torch.device("cpu")) else "float32"
-    assert (row["auto"], row["batch"]) == (auto, 128)
+    assert (row["auto"], row["batch"]) == (auto, 256)
     html = speed.table(rows, "training", speed.TRAINING).to_html()
-    assert "resnet18" in html and row["device"] in html and "compiled" not in html
+    assert "resnet18" in html and row["device"] in html and "captured" not in html
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is kept with glibc alone")
@@ -98,12 +98,12 @@ def test_training_on_a_gpu_stays_beside_training_on_a_processor(tmp_path, monkey
     """Neither measurement replaces the other."""
     path = tmp_path / "speed.json"
     monkeypatch.setitem(script.PARTS, "training", lambda images: script.training_part(images, ["resnet18"]))
-    rows = dict(part="training", what="resnet18", ratio=2.0, device="a GPU", compiled=9000.0)
+    rows = dict(part="training", what="resnet18", ratio=2.0, device="a GPU", captured=9000.0)
     write_json(path, dict(rows=[rows | dict(only="gpu-training", torch="2.11.0")]))
     monkeypatch.setattr(script, "PARTS", {"training": script.PARTS["training"], "gpu-training": lambda images: []})
-    script.main(images=128, out=path)
+    script.main(images=256, out=path)
     html = speed.table(speed.benchmark(path), "training", speed.TRAINING).to_html()
-    assert "a GPU" in html and describe(torch.device("cpu")) in html and "compiled" in html
+    assert "a GPU" in html and describe(torch.device("cpu")) in html and "captured" in html
 
 
 def test_an_unknown_part_is_named(tmp_path):

@@ -84,6 +84,7 @@ class TestRecipe:
             (dict(schedule="cosine"), "'cosine'"),
             (dict(precision="float16"), "'float16'"),
             (dict(compile="yes"), "'yes'"),
+            (dict(capture=1), "not 1"),
             (dict(flip="no"), "flip is true or false, not 'no'"),
             (dict(milestones=["9"]), "milestones are epochs"),
         ],
@@ -450,6 +451,17 @@ def test_convolutions_are_tried_while_it_fits(digits):
     with pytest.raises(FloatingPointError):
         fit(network, digits, replace(QUICK, epochs=1, lr=1e30), progress=False)
     assert not torch.backends.cudnn.benchmark
+
+
+def test_what_is_worth_little_is_not_saved(digits, tmp_path, monkeypatch):
+    """After the first epoch a checkpoint is due only when much would be lost, at a deadline, and at the end."""
+    saved, recipe = [], replace(QUICK, epochs=6)
+    monkeypatch.setattr("urank.training.write_checkpoint", lambda _, state: saved.append(len(state["history"])))
+    fitted(digits, recipe, checkpoint=tmp_path / "fit.ckpt")
+    assert saved == [1, 6]
+    monkeypatch.setattr("urank.training.UNSAVED", -1.0)
+    fitted(digits, recipe, checkpoint=tmp_path / "fit.ckpt")
+    assert saved == [1, 6, 1, 2, 3, 4, 5, 6]
 
 
 class TestDeadline:

@@ -47,7 +47,7 @@ TRAINING = {
     "batch": "images a batch",
     "float32": "float32, images/s",
     "bfloat16": "bfloat16, images/s",
-    "compiled": "bfloat16 compiled, images/s",
+    "captured": "bfloat16 captured, images/s",
     "ratio": "times faster",
     "auto": "auto",
 }

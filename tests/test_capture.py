@@ -1,0 +1,75 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from urank import datasets
+from urank.capture import Captured, undone
+from urank.deadline import OutOfTime
+from urank.training import Recipe, fit
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+RECIPE = Recipe(epochs=3, batch_size=50, lr=0.05, crop=2, precision="float32", ema_decay=0.5)
+
+
+def network():
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+    return nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(2048, 10))
+
+
+def alike(one, other):
+    """Up to what two plain fits on a GPU differ by: cuDNN adds up in no fixed order."""
+    for name, tensor in other.state_dict().items():
+        torch.testing.assert_close(one.state_dict()[name], tensor, rtol=0.05, atol=0.01)
+
+
+def test_what_is_changed_is_put_back():
+    kept, other = torch.ones(3), torch.ones(3)
+    with undone([kept]):
+        kept.add_(1)
+        other.add_(1)
+    assert kept.tolist() == [1.0] * 3 and other.tolist() == [2.0] * 3
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load("digits10", train=530, test=20)
+
+
+@on_a_gpu
+class TestOnAGpu:
+    def test_results_are_those_of_each_batch(self):
+        count = torch.zeros((), device="cuda")
+        double = Captured(lambda x: (2 * x, count.add_(1)), [torch.zeros(3, device="cuda")], [count])
+        for value in (1.0, 5.0):
+            doubled, _ = double(torch.full((3,), value, device="cuda"))
+            assert doubled.tolist() == [2 * value] * 3
+        assert count.item() == 2  # the calls before the capture are undone
+
+    def test_it_is_the_same_fit(self, digits):
+        plain, captured = network(), network()
+        history = fit(plain, digits, RECIPE, device="cuda", progress=False)
+        same = fit(captured, digits, replace(RECIPE, capture=True), device="cuda", progress=False)
+        assert [row["loss"] for row in same] == pytest.approx([row["loss"] for row in history], rel=1e-2)
+        alike(captured, plain)
+
+    def test_dropout_draws_anew_for_every_batch(self, digits):
+        torch.manual_seed(0)
+        drops, ones = nn.Dropout(), torch.ones(1000, device="cuda")
+        captured = Captured(lambda x: (drops(x),), [ones], [])
+        assert not torch.equal(captured(ones)[0].clone(), captured(ones)[0])
+
+    def test_goes_on_where_one_that_was_not_captured_stopped(self, digits, tmp_path):
+        whole, rest = network(), network()
+        fit(whole, digits, replace(RECIPE, capture=True), device="cuda", progress=False)
+        options = dict(device="cuda", progress=False, checkpoint=tmp_path / "fit.ckpt")
+        with pytest.raises(OutOfTime):
+            fit(rest, digits, RECIPE, deadline=0.0, **options)
+        fit(rest, digits, replace(RECIPE, capture=True), **options)
+        alike(rest, whole)
+
+    def test_what_waits_for_the_gpu_is_refused(self):
+        with pytest.raises(RuntimeError):
+            Captured(lambda x: (x * x.sum().item(),), [torch.ones(3, device="cuda")], [])
