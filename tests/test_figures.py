@@ -361,6 +361,43 @@ class TestDeviation:
         figures.deviation(table)
 
 
+class TestSpeedup:
+    def test_of_each_device_precision_and_batch(self, record):
+        rows = [timed("original", 100.0), timed("compact", 150.0), timed("original", 40.0, batch=1)]
+        rows += [
+            timed("compact", 30.0, batch=1),
+            timed("original", 9.0, device="b"),
+            timed("compact", 18.0, device="b"),
+        ]
+        table = figures.speedup_table([altered(record, latency=rows)])
+        assert table.columns.tolist() == [("float32", 1), ("float32", 256)]
+        assert table.index.tolist() == [("digits10", "vgg11", "a"), ("digits10", "vgg11", "b")]
+        assert table.iloc[0].tolist() == [0.75, 1.5] and np.isnan(table.iloc[1, 0]) and table.iloc[1, 1] == 2.0
+        assert figures.speedup_caption(table) == (
+            "The compact network is the faster one: float32, 1 a batch: in 0 of 1; float32, 256 a batch: in 2 of 2."
+        )
+        assert "float32, 256" in figures.style_speedup(table, "speedup").to_html()
+
+    def test_of_several_seeds_is_the_mean(self, record):
+        runs = [
+            altered(record, experiment__seed=seed, latency=[timed("original", 10.0), timed("compact", compact)])
+            for seed, compact in ((0, 10.0), (1, 20.0))
+        ]
+        assert figures.speedup_table(runs).to_numpy().tolist() == [[1.5]]
+
+    def test_bfloat16_comes_last(self, record):
+        rows = [timed(name, 1.0, precision=precision) for precision in PRECISIONS for name in ("original", "compact")]
+        table = figures.speedup_table([altered(record, latency=rows)])
+        assert table.columns.tolist() == [("float32", 256), ("bfloat16", 256)]
+
+
+PRECISIONS = ("bfloat16", "float32")
+
+
+def timed(network, speed, batch=256, device="a", precision="float32"):
+    return dict(network=network, images_per_second=speed, batch=batch, device=device, precision=precision)
+
+
 class TestContrasts:
     def test_choose_what_differs_in_one_thing(self, several):
         plain, _, vgg19, _, harder, probe, loose, strict = several
@@ -534,6 +571,38 @@ class TestFinetuning:
         assert "full-rank" not in figures.finetuning_caption(alone)
         full = [altered(way, experiment__dataset="cifar10", experiment__width=1) for way in ways]
         assert "The paper prints a change of +1.0 points." in figures.finetuning_caption(full)
+
+
+class TestTraining:
+    @pytest.fixture
+    def ways(self, several):
+        plain = several[0]
+        longer = altered(again(plain, train=plain["experiment"]["train"] | dict(epochs=40)), weights="of 40 epochs")
+        shorter = again(plain, variant="trained-shorter")
+        return [altered(shorter, accuracy__original=70.0, accuracy__finetuned=72.0), longer]
+
+    def test_chooses_one_network_trained_otherwise_and_searched_alike(self, several, ways):
+        shorter, longer = ways
+        assert figures.trainings([longer, shorter, *several[1:]]) == [ways]
+        taken = again(shorter, start="cifar10/vgg11")
+        searched = again(shorter, mode="isolated")
+        thin = again(shorter, width=0.5)
+        same = altered(shorter, weights=longer["weights"])
+        for other in (taken, searched, thin, same):
+            assert figures.trainings([longer, other]) == []
+        assert figures.trainings(several) == []
+
+    def test_table_has_a_row_a_way(self, ways):
+        frame = figures.training_table(ways)
+        assert [training for training, _ in frame.index] == [ways[0]["experiment"]["train"]["epochs"], 40]
+        assert frame["original %"].tolist() == [70.0, 80.0] and frame["change"].iloc[0] == 2.0
+        assert "<td" in figures.style_training(frame, "training").to_html()
+
+    def test_caption_says_where_each_ends(self, ways):
+        caption = figures.training_caption(ways)
+        assert "the original reaches 70.00 %" in caption and "After 40 epochs the original reaches 80.00 %" in caption
+        assert caption.count("ends 2.00 points above its original.") == 1
+        assert "ends 5.00 points below its original." in caption
 
 
 class TestRepetition:

@@ -13,6 +13,7 @@ from urank.figures.contrasts import (
     protocols,
     repeated,
     tolerances,
+    trainings,
     without_variants,
 )
 from urank.figures.deviation import deviation, deviation_caption
@@ -30,6 +31,7 @@ from urank.figures.spectra import (
     sweep_caption,
     utilization_bars,
 )
+from urank.figures.speedup import speedup_caption, speedup_table, style_speedup
 from urank.figures.style import styled
 from urank.figures.tables import (
     measured_row,
@@ -48,6 +50,7 @@ from urank.figures.tables import (
     table5,
 )
 from urank.figures.tradeoff import beside, by_dataset, measured_points, tradeoff, tradeoff_caption
+from urank.figures.training import style_training, training_caption, training_table
 
 __all__ = [
     "beside",
@@ -89,11 +92,15 @@ __all__ = [
     "snapshot_caption",
     "spectra",
     "spectra_caption",
+    "speedup_caption",
+    "speedup_table",
     "spread",
     "style_finetuning",
     "style_protocol",
     "style_repetition",
+    "style_speedup",
     "style_table",
+    "style_training",
     "styled",
     "sweep_caption",
     "table1",
@@ -108,6 +115,9 @@ __all__ = [
     "tolerances",
     "tradeoff",
     "tradeoff_caption",
+    "training_caption",
+    "training_table",
+    "trainings",
     "utilization_bars",
     "without_variants",
 ]

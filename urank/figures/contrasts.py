@@ -112,6 +112,12 @@ def finetunings(records: Iterable[Record]) -> list[list[Record]]:
     return lowest_seed([sorted(group, key=finetuning_epochs) for group in groups])
 
 
+def trainings(records: Iterable[Record]) -> list[list[Record]]:
+    """For each network that was trained in several ways from seeded weights, a record a way, the shortest first."""
+    groups = alike(beside_plain(records, trained_otherwise), place_and_seed)
+    return lowest_seed([sorted(group, key=training_epochs) for group in groups])
+
+
 def lowest_seed(groups: list[list[Record]]) -> list[list[Record]]:
     """Of groups whose first records differ in the seed alone, that of the lowest."""
     chosen = one_seed(group[0] for group in groups)
@@ -141,6 +147,12 @@ def finetuned_otherwise(one: Record, original: Record) -> bool:
     return same_network and one.finetuned and one["experiment"]["finetune"] != original["experiment"]["finetune"]
 
 
+def trained_otherwise(one: Record, original: Record) -> bool:
+    seeded = origin(one) == origin(original) == (None, None) and width(one) == width(original)
+    same_search = settings(one) == settings(original) and tolerance(one) == tolerance(original)
+    return seeded and same_search and one["weights"] != original["weights"]
+
+
 def origin(record: Record) -> tuple[str | None, str | None]:
     """What its weights were before they were trained: those of another experiment, published ones, seeded ones."""
     experiment = record["experiment"]
@@ -166,6 +178,10 @@ def tolerance(record: Record) -> float:
 
 def ranks(record: Record) -> list[int]:
     return [entry.rank for entry in record.plan.layers]
+
+
+def training_epochs(record: Record) -> int:
+    return record["experiment"]["train"]["epochs"]
 
 
 def finetuning_epochs(record: Record) -> int:
