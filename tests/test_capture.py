@@ -48,10 +48,12 @@ class TestOnAGpu:
             assert doubled.tolist() == [2 * value] * 3
         assert count.item() == 2  # the calls before the capture are undone
 
-    def test_it_is_the_same_fit(self, digits):
+    @pytest.mark.parametrize("part", ["", "4"])
+    def test_it_is_the_same_fit(self, digits, part):
         plain, captured = network(), network()
-        history = fit(plain, digits, RECIPE, device="cuda", progress=False)
-        same = fit(captured, digits, replace(RECIPE, capture=True), device="cuda", progress=False)
+        options = dict(device="cuda", part=part, progress=False)
+        history = fit(plain, digits, RECIPE, **options)
+        same = fit(captured, digits, replace(RECIPE, capture=True), **options)
         assert [row["loss"] for row in same] == pytest.approx([row["loss"] for row in history], rel=1e-2)
         alike(captured, plain)
 
@@ -71,5 +73,7 @@ class TestOnAGpu:
         alike(rest, whole)
 
     def test_what_waits_for_the_gpu_is_refused(self):
+        stream = torch.cuda.current_stream()
         with pytest.raises(RuntimeError):
             Captured(lambda x: (x * x.sum().item(),), [torch.ones(3, device="cuda")], [])
+        assert torch.cuda.current_stream() == stream

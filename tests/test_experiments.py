@@ -795,6 +795,13 @@ class TestSettings:
         for name in set(STAGES) - {"train"}:
             assert read[name] & named == set(work.SETTINGS.get(name, [])), name
 
+    def test_of_speed_alone_are_changed_at_any_time(self, copied, record):
+        faster = {fit: replace(getattr(TINY, fit), capture=True) for fit in ("train", "finetune")}
+        before = written(copied)
+        changed = again(replace(TINY, **faster), copied)
+        assert changed.experiment.train.capture and changed["accuracy"] == record["accuracy"]
+        assert written(copied) == before
+
     def test_an_epoch_of_it_counts_as_begun(self, copied):
         (copied / "finetune.json").unlink()
         (copied / "baseline.json").rename(copied / "finetune.ckpt")

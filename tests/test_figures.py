@@ -383,7 +383,9 @@ class TestSpeedup:
             altered(record, experiment__seed=seed, latency=[timed("original", 10.0), timed("compact", compact)])
             for seed, compact in ((0, 10.0), (1, 20.0))
         ]
-        assert figures.speedup_table(runs).to_numpy().tolist() == [[1.5]]
+        variant = altered(again(runs[1], variant="shorter"), latency=[timed("original", 1.0), timed("compact", 9.0)])
+        assert figures.speedup_table([*runs, variant]).to_numpy().tolist() == [[1.5]]
+        assert figures.speedup_table([variant]).empty
 
     def test_bfloat16_comes_last(self, record):
         rows = [timed(name, 1.0, precision=precision) for precision in PRECISIONS for name in ("original", "compact")]
@@ -548,7 +550,8 @@ class TestFinetuning:
         assert figures.finetunings([longer, plain, *several[1:]]) == [[plain, longer]]
         least = [entry | dict(rank=1) for entry in plain.plan.to_dict()["layers"]]
         not_at_all = again(longer, finetune=longer["experiment"]["finetune"] | dict(epochs=0))
-        for other in (altered(longer, weights="others"), altered(longer, plan__layers=least), not_at_all):
+        faster = again(plain, variant="x", finetune=plain["experiment"]["finetune"] | dict(capture=True))
+        for other in (altered(longer, weights="others"), altered(longer, plan__layers=least), not_at_all, faster):
             assert figures.finetunings([plain, other]) == []
 
     def test_keeps_to_one_seed(self, several, ways):
@@ -587,8 +590,9 @@ class TestTraining:
         taken = again(shorter, start="cifar10/vgg11")
         searched = again(shorter, mode="isolated")
         thin = again(shorter, width=0.5)
-        same = altered(shorter, weights=longer["weights"])
-        for other in (taken, searched, thin, same):
+        same = altered(again(longer, variant="x"), weights="of another machine")
+        captured = again(same, train=same["experiment"]["train"] | dict(capture=True))
+        for other in (taken, searched, thin, same, captured):
             assert figures.trainings([longer, other]) == []
         assert figures.trainings(several) == []
 
@@ -603,6 +607,8 @@ class TestTraining:
         assert "the original reaches 70.00 %" in caption and "After 40 epochs the original reaches 80.00 %" in caption
         assert caption.count("ends 2.00 points above its original.") == 1
         assert "ends 5.00 points below its original." in caption
+        untuned = [again(way, finetune=way["experiment"]["finetune"] | dict(epochs=0)) for way in ways]
+        assert "nan" not in figures.training_caption(untuned)
 
 
 class TestRepetition:

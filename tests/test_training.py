@@ -85,6 +85,7 @@ class TestRecipe:
             (dict(precision="float16"), "'float16'"),
             (dict(compile="yes"), "'yes'"),
             (dict(capture=1), "not 1"),
+            (dict(capture=True, compile=True), "choose one"),
             (dict(flip="no"), "flip is true or false, not 'no'"),
             (dict(milestones=["9"]), "milestones are epochs"),
         ],
@@ -455,13 +456,18 @@ def test_convolutions_are_tried_while_it_fits(digits):
 
 def test_what_is_worth_little_is_not_saved(digits, tmp_path, monkeypatch):
     """After the first epoch a checkpoint is due only when much would be lost, at a deadline, and at the end."""
-    saved, recipe = [], replace(QUICK, epochs=6)
+    saved, options = [], dict(recipe=replace(QUICK, epochs=6), checkpoint=tmp_path / "fit.ckpt")
     monkeypatch.setattr("urank.training.write_checkpoint", lambda _, state: saved.append(len(state["history"])))
-    fitted(digits, recipe, checkpoint=tmp_path / "fit.ckpt")
+    fitted(digits, **options)
     assert saved == [1, 6]
+    over = iter([False, False, True])
+    with monkeypatch.context() as patch, pytest.raises(OutOfTime, match="3 of 6 epochs left"):
+        patch.setattr("urank.training.is_over", lambda *_: next(over))
+        fitted(digits, **options)
+    assert saved[2:] == [1, 3]
     monkeypatch.setattr("urank.training.UNSAVED", -1.0)
-    fitted(digits, recipe, checkpoint=tmp_path / "fit.ckpt")
-    assert saved == [1, 6, 1, 2, 3, 4, 5, 6]
+    fitted(digits, **options)
+    assert saved[4:] == [1, 2, 3, 4, 5, 6]
 
 
 class TestDeadline:

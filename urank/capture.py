@@ -6,6 +6,7 @@ with the addresses of what they read and write, and is launched as a whole.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,12 +31,13 @@ class Captured:
     """
 
     def __init__(self, compute: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], changed: Iterable[Tensor]):
-        self._inputs = [tensor.clone() for tensor in inputs]
-        with undone(changed), torch.random.fork_rng([inputs[0].device]):
-            in_another_stream(lambda: [compute(*self._inputs) for _ in range(WARM_UP)])
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):  # notes the kernels, runs none
-            self._results = compute(*self._inputs)
+        self._inputs, self._graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
+        with beside_current(inputs[0].device) as stream:
+            with undone(changed), torch.random.fork_rng([inputs[0].device]):
+                for _ in range(WARM_UP):
+                    compute(*self._inputs)
+            with torch.cuda.graph(self._graph, stream=stream):  # notes the kernels, runs none
+                self._results = compute(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         for own, given in zip(self._inputs, inputs, strict=True):
@@ -53,10 +55,17 @@ def undone(changed: Iterable[Tensor]) -> Iterator[None]:
         tensor.copy_(value)
 
 
-def in_another_stream(run: Callable[[], object]) -> None:
-    """Call `run` as it is going to be captured, not in the default stream: a graph cannot hold that one's."""
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        run()
-    current.wait_stream(stream)
+@contextmanager
+def beside_current(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """Inside the block another stream of `device` is the current one: a graph cannot be captured in the default one."""
+    stream = side_stream(device)
+    with torch.cuda.device(device):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield stream
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+@cache  # libraries hold memory for each stream that they have seen
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -21,7 +21,10 @@ from urank.files import delete_unfinished, read_json, write_json
 from urank.provenance import code_digest, digest
 from urank.records import Experiment, Record, as_json, check_start
 from urank.stages import STAGES, stages_of
+from urank.training import what_is_fitted
 from urank.work import SETTINGS, Work, joined
+
+FITS = ("train", "finetune")  # the settings that are recipes
 
 
 def run(
@@ -133,7 +136,8 @@ def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path |
 
 def check_settings(folder: Path, begun: dict | None, wanted: dict) -> None:
     """Refuse a definition that a stage begun in `folder` contradicts; what no stage has read yet may change."""
-    changed = {name for name, value in wanted.items() if begun is None or begun[name] != value} - {"baseline"}
+    before, wanted = deciding(begun or {}), deciding(wanted)
+    changed = {name for name, value in wanted.items() if before.get(name, ...) != value} - {"baseline"}
     if changed - {name for names in SETTINGS.values() for name in names}:
         raise ValueError(
             f"{folder} holds another experiment (see experiment.json there): delete it, give this one a variant, or "
@@ -145,6 +149,11 @@ def check_settings(folder: Path, begun: dict | None, wanted: dict) -> None:
             f"{folder} was run with another {' and '.join(sorted(changed))} (see experiment.json there): delete "
             f"{' and '.join(kept)} there to run that and what follows from it again, or give this experiment a variant"
         )
+
+
+def deciding(definition: dict) -> dict:
+    """A definition without what its recipes say of speed alone."""
+    return {name: what_is_fitted(value) if name in FITS else value for name, value in definition.items()}
 
 
 def finished_stages(folder: Path) -> list[dict]:

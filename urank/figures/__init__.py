@@ -50,7 +50,7 @@ from urank.figures.tables import (
     table5,
 )
 from urank.figures.tradeoff import beside, by_dataset, measured_points, tradeoff, tradeoff_caption
-from urank.figures.training import style_training, training_caption, training_table
+from urank.figures.trained import style_training, training_caption, training_table
 
 __all__ = [
     "beside",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from urank.records import Record
+from urank.training import what_is_fitted
 
 # Of a search, and what a record has that does not say it.
 SETTINGS = ("mode", "order", "holdout", "validation")
@@ -108,14 +109,20 @@ def one_a_way(records: Iterable[Record]) -> list[Record]:
 
 def finetunings(records: Iterable[Record]) -> list[list[Record]]:
     """For each network that was fine-tuned in several ways after one search, a record a way, the shortest first."""
-    groups = alike(beside_plain(records, finetuned_otherwise), place_and_seed)
-    return lowest_seed([sorted(group, key=finetuning_epochs) for group in groups])
+    return ways(records, finetuned_otherwise, finetuning_epochs)
 
 
 def trainings(records: Iterable[Record]) -> list[list[Record]]:
     """For each network that was trained in several ways from seeded weights, a record a way, the shortest first."""
-    groups = alike(beside_plain(records, trained_otherwise), place_and_seed)
-    return lowest_seed([sorted(group, key=training_epochs) for group in groups])
+    return ways(records, trained_otherwise, training_epochs)
+
+
+def ways(
+    records: Iterable[Record], belongs: Callable[[Record, Record], bool], epochs: Callable[[Record], int]
+) -> list[list[Record]]:
+    """Plain records of one seed with those of their variants that belong to them, the fewest epochs first."""
+    groups = alike(beside_plain(records, belongs), place_and_seed)
+    return lowest_seed([sorted(group, key=epochs) for group in groups])
 
 
 def lowest_seed(groups: list[list[Record]]) -> list[list[Record]]:
@@ -133,8 +140,7 @@ def beside_plain(records: Iterable[Record], belongs: Callable[[Record, Record], 
 
 
 def from_other_weights(one: Record, original: Record) -> bool:
-    same_search = settings(one) == settings(original) and tolerance(one) == tolerance(original)
-    return origin(one) != origin(original) and width(one) == width(original) and same_search
+    return origin(one) != origin(original) and searched_alike(one, original)
 
 
 def at_another_tolerance(one: Record, original: Record) -> bool:
@@ -144,13 +150,23 @@ def at_another_tolerance(one: Record, original: Record) -> bool:
 
 def finetuned_otherwise(one: Record, original: Record) -> bool:
     same_network = one["weights"] == original["weights"] and ranks(one) == ranks(original)
-    return same_network and one.finetuned and one["experiment"]["finetune"] != original["experiment"]["finetune"]
+    return same_network and one.finetuned and recipe(one, "finetune") != recipe(original, "finetune")
 
 
 def trained_otherwise(one: Record, original: Record) -> bool:
-    seeded = origin(one) == origin(original) == (None, None) and width(one) == width(original)
-    same_search = settings(one) == settings(original) and tolerance(one) == tolerance(original)
-    return seeded and same_search and one["weights"] != original["weights"]
+    seeded = origin(one) == origin(original) == (None, None)
+    return seeded and searched_alike(one, original) and recipe(one, "train") != recipe(original, "train")
+
+
+def searched_alike(one: Record, other: Record) -> bool:
+    """Whether networks of one width were searched in one way."""
+    same_search = settings(one) == settings(other) and tolerance(one) == tolerance(other)
+    return same_search and width(one) == width(other)
+
+
+def recipe(record: Record, fit: str) -> dict:
+    """Of the fit called `fit`, as far as it decides what is fitted."""
+    return what_is_fitted(record["experiment"][fit])
 
 
 def origin(record: Record) -> tuple[str | None, str | None]:

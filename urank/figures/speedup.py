@@ -1,15 +1,16 @@
 """What fewer multiplications are worth: how fast the compact network is beside the original."""
 
 from collections.abc import Iterable
+from statistics import mean
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from urank.figures.contrasts import without_variants
+from urank.figures.contrasts import place, without_variants
 from urank.figures.style import styled
+from urank.figures.tables import SAME, speed_ratios
 from urank.records import Record
 
-PLACE = ["dataset", "network", "device"]
 TIMED = ["precision", "batch"]
 
 
@@ -20,17 +21,13 @@ def speedup_table(records: Iterable[Record]) -> pd.DataFrame:
         A row for each data set, network and device, a column for each precision and number of images a batch; the mean
         where several runs timed the same, nan where none did.
     """
-    timed = pd.DataFrame([row for record in without_variants(records) for row in timed_rows(record)])
-    speeds = timed.pivot_table("images_per_second", [*PLACE, *TIMED, "seed"], "timed", sort=False)
-    ratios = (speeds["compact"] / speeds["original"]).groupby([*PLACE, *TIMED], sort=False).mean()
-    return ratios.unstack(TIMED, sort=False).sort_index(axis="columns", ascending=[False, True])
-
-
-def timed_rows(record: Record) -> list[dict]:
-    """The rows of a record's `latency`, and of which experiment they are."""
-    experiment = record["experiment"]
-    run = {name: experiment[name] for name in ("dataset", "network", "seed")}
-    return [row | dict(timed=row["network"]) | run for row in record["latency"]]
+    ratios: dict[tuple, list[float]] = {}
+    for record in without_variants(records):
+        for where, ratio in speed_ratios(record).items():
+            ratios.setdefault((*place(record), *where), []).append(ratio)
+    index = pd.MultiIndex.from_tuples(ratios, names=[*SAME, "device", *TIMED])
+    means = pd.Series([mean(several) for several in ratios.values()], index, dtype=float)
+    return means.unstack(TIMED, sort=False).sort_index(axis="columns", ascending=[False, True])
 
 
 def style_speedup(frame: pd.DataFrame, identifier: str) -> Styler:

@@ -158,21 +158,17 @@ def off(change: float, deviation: float | None = None) -> str:
 
 
 def speed_ratio(record: Record) -> float:
-    """Images a second of the compact network over those of the original, at 256 a batch, in the first precision timed.
-
-    nan where none was.
-    """
-    timed = timings(record)
-    return timed["compact"]["images_per_second"] / timed["original"]["images_per_second"] if timed else float("nan")
+    """Images a second of the compact network over those of the original, by 256, where that was timed first; or nan."""
+    return next((ratio for (_, _, batch), ratio in speed_ratios(record).items() if batch == 256), float("nan"))
 
 
-def timings(record: Record) -> dict[str, dict]:
-    """By network, the row that says how fast it is at 256 images a batch, in the first precision timed."""
-    rows: dict[str, dict] = {}
+def speed_ratios(record: Record) -> dict[tuple[str, str, int], float]:
+    """Images a second of the compact network over those of the original by device, precision and images a batch."""
+    speeds: dict[tuple[str, str, int], dict[str, float]] = {}
     for row in record["latency"]:
-        if row["batch"] == 256:
-            rows.setdefault(row["network"], row)
-    return rows
+        timed = speeds.setdefault((row["device"], row["precision"], row["batch"]), {})
+        timed[row["network"]] = row["images_per_second"]
+    return {where: timed["compact"] / timed["original"] for where, timed in speeds.items()}
 
 
 def style_table(frame: pd.DataFrame, identifier: str) -> Styler:

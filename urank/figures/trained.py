@@ -12,17 +12,25 @@ from urank.figures.style import styled
 from urank.figures.tables import measured_row, off, with_labels
 from urank.records import Record
 
+RATE = "learning rate"
+
 
 def training_table(records: Sequence[Record]) -> pd.DataFrame:
-    """The columns of Table 3, a row for each way of training: epochs of training, of fine-tuning."""
+    """The columns of Table 3 and the highest learning rate, a row for each way of training.
+
+    Returns:
+        Indexed by the epochs of training and of fine-tuning.
+    """
     epochs = [(training_epochs(record), finetuning_epochs(record)) for record in records]
-    rows = pd.DataFrame([measured_row(record) for record in records], index=pd.MultiIndex.from_tuples(epochs))
-    return with_labels(rows).rename_axis(["epochs of training", "of fine-tuning"])
+    index = pd.MultiIndex.from_tuples(epochs, names=["epochs of training", "of fine-tuning"])
+    frame = with_labels(pd.DataFrame([measured_row(record) for record in records], index))
+    frame.insert(0, RATE, [record["experiment"]["train"]["lr"] for record in records])
+    return frame
 
 
 def style_training(frame: pd.DataFrame, identifier: str) -> Styler:
     """The table as a page shows it."""
-    return styled(frame, identifier, EXACT)
+    return styled(frame, identifier, EXACT | {RATE: "{:g}"})
 
 
 def training_caption(records: Sequence[Record]) -> str:
@@ -33,8 +41,10 @@ def training_caption(records: Sequence[Record]) -> str:
 
 def trained(record: Record) -> str:
     row = measured_row(record)
+    epochs, change = finetuning_epochs(record), row["delta"]
+    end = f"; split, and fine-tuned for {epochs} epochs, the network ends {off(change)} its original"
     return (
         f"After {training_epochs(record)} epochs the original reaches {row['original_top1']:.2f} %, the MLU of its "
-        f"trained weights is {row['original_mlu']:.1f} %, and the search finds one of {row['mlu']:.1f} %; split, and "
-        f"fine-tuned for {finetuning_epochs(record)} epochs, the network ends {off(row['delta'])} its original."
+        f"trained weights is {row['original_mlu']:.1f} %, and the search finds one of {row['mlu']:.1f} %"
+        f"{end if record.finetuned else ''}."
     )
