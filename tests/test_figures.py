@@ -592,7 +592,8 @@ class TestTraining:
         thin = again(shorter, width=0.5)
         same = altered(again(longer, variant="x"), weights="of another machine")
         captured = again(same, train=same["experiment"]["train"] | dict(capture=True))
-        for other in (taken, searched, thin, same, captured):
+        tuned = again(longer, variant="x", train=longer["experiment"]["train"] | dict(epochs=0), start="cifar10/vgg11")
+        for other in (taken, searched, thin, same, captured, tuned):
             assert figures.trainings([longer, other]) == []
         assert figures.trainings(several) == []
 

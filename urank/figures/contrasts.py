@@ -155,7 +155,8 @@ def finetuned_otherwise(one: Record, original: Record) -> bool:
 
 def trained_otherwise(one: Record, original: Record) -> bool:
     seeded = origin(one) == origin(original) == (None, None)
-    return seeded and searched_alike(one, original) and recipe(one, "train") != recipe(original, "train")
+    other_network = one["weights"] != original["weights"] and recipe(one, "train") != recipe(original, "train")
+    return seeded and other_network and searched_alike(one, original)
 
 
 def searched_alike(one: Record, other: Record) -> bool:
