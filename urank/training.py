@@ -126,8 +126,8 @@ def fit(
     (see `distributed`) share each batch; batch norm then sees one share at a time.
 
     Args:
-        checkpoint: file from which an interrupted fit goes on. It is rewritten after the first epoch and the last, and
-            after others where more than `UNSAVED` seconds would be lost without.
+        checkpoint: file from which an interrupted fit goes on. It is rewritten after the first epoch, after the one at
+            which the fit stops, and after others where more than `UNSAVED` seconds would be lost without.
         part: path of the module that is fitted, by default the whole network. What is outside it keeps its
             parameters and is in evaluation mode: batch norm keeps its statistics, dropout drops nothing.
         deadline: value of `time.monotonic()` by which to stop: but for the first of this call, no epoch begins that

@@ -158,7 +158,10 @@ def off(change: float, deviation: float | None = None) -> str:
 
 
 def speed_ratio(record: Record) -> float:
-    """Images a second of the compact network over those of the original, by 256, where that was timed first; or nan."""
+    """Images a second of the compact network over those of the original, at 256 a batch, as it was timed first.
+
+    nan where it was not.
+    """
     return next((ratio for (_, _, batch), ratio in speed_ratios(record).items() if batch == 256), float("nan"))
 
 
