@@ -21,8 +21,8 @@ bench: .venv/ready  ## the naive way against this package's, side by side, as ra
 lab: .venv/ready  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/figure1_spectra.ipynb
 
-book/figure1.png: data/records/cifar10/vgg11.json urank/figures/spectra.py  ## the picture of the first page
-	$(BIN)/python -c 'from urank import figures, profiles; \
+book/figure1.png: data/records/cifar10/vgg11.json urank/reproduction/figures/spectra.py  ## the picture of the first page
+	$(BIN)/python -c 'from urank.reproduction import figures, profiles; \
 	  figures.spectra(*profiles.recorded("cifar10/vgg11")).savefig("$@", dpi=130)'
 
 clean:  ## delete what was built and what live runs left; keeps .venv and data

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from urank.provenance import code_files
-from urank.profiles import ROOT, load_profile
+from urank.reproduction.provenance import code_files
+from urank.reproduction.profiles import ROOT, load_profile
 
 PROFILE = load_profile(config.get("profile", "quick"))
 BUILD = f"build/{PROFILE.name}"

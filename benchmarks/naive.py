@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
 from urank.plan import LayerRank, Probe, RankPlan, allowed_loss
-from urank.subspaces import layer_spectra
-from urank.utilization import project_weight, utilized_rank
+from urank.subspaces import layer_spectra, project_weight, utilized_rank
 
 
 def search(model: nn.Module, grams: dict[str, Tensor], batches: list, tolerance: float) -> RankPlan:

@@ -28,14 +28,15 @@ from torch.utils.benchmark import Timer, timer  # waits until a GPU has done wha
 
 import urank
 from benchmarks import naive
-from urank import datasets, profiles
-from urank.allocation import give_back_freed_memory
+from urank import datasets
+from urank.conv_gram import assemble_gram, patch_products
 from urank.files import read_json, write_json
-from urank.latency import images_per_second
 from urank.layers import evaluating, matrix_layers
-from urank.patches import assemble_gram, patch_products
-from urank.precision import arithmetic, has_fast_bfloat16
-from urank.provenance import describe
+from urank.memory import give_back_freed_memory
+from urank.numerics import arithmetic, has_fast_bfloat16
+from urank.reproduction import profiles
+from urank.reproduction.provenance import describe
+from urank.throughput import images_per_second
 
 OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "speed.json"
 # network -> width, validation images, epochs of training (of a transformer a quarter): enough that a pass over the

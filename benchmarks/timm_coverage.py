@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from urank.attention import explicit_attention
 from urank.layers import coverage
-from urank.surveys import summarize
+from urank.reproduction.coverage_tables import summarize
 
 COLUMNS = [
     "name",

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from urank import profiles
-from urank.experiments import run
 from urank.models import create
 from urank.models.libraries import torchvision_weights
-from urank.records import Experiment, Record
-from urank.training import Recipe
+from urank.reproduction import profiles
+from urank.reproduction.experiment import Experiment
+from urank.reproduction.record import Record
+from urank.reproduction.runner import run
+from urank.training.recipe import Recipe
 
 TINY = Experiment(
     network="vgg11",
@@ -166,7 +167,8 @@ def write(tmp_path, monkeypatch):
     (tmp_path / "profiles").mkdir()
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "page.ipynb").touch()
-    monkeypatch.setattr(profiles, "ROOT", tmp_path)
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path / "profiles")
+    monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path / "notebooks")
 
     def write(text):
         path = tmp_path / "profiles" / "mine.yaml"

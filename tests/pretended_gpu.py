@@ -174,6 +174,6 @@ def pretend(run) -> None:
 if __name__ == "__main__":
     from conftest import TINY
 
-    from urank.experiments import run
+    from urank.reproduction.runner import run
 
     pretend(lambda: run(TINY, sys.argv[1], "cuda", progress=False))

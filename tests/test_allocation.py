@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from urank.allocation import free_memory, keep_freed_memory
+from urank.memory import free_memory, keep_freed_memory
 
 FAULTS = """
 import ctypes, resource
-from urank.allocation import keep_freed_memory
+from urank.memory import keep_freed_memory
 
 {setting}
 libc = ctypes.CDLL(None)

@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from urank.baselines import energy_rank, output_pca, weight_svd
-from urank.decompose import count_cost, decompose, project_network
+from urank.calibration import accumulate_grams
+from urank.factorize import count_cost, decompose, project_network
 from urank.layers import input_rows, matrix_layers, weight_matrix
 from urank.plan import LayerRank, RankPlan
-from urank.search import search_ranks
-from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram
-from urank.training import evaluate
-from urank.utilization import utilized_rank
-from urank.validation import Validation
+from urank.search.bisection import search_ranks
+from urank.search.validation import Validation, evaluate
+from urank.subspaces import Spectrum, dimension_for_energy, output_gram, utilized_rank
 
 
 @pytest.fixture(scope="module")

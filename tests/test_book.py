@@ -9,8 +9,8 @@ import yaml
 from matplotlib.testing.compare import compare_images
 
 import urank
-from urank import figures, profiles
-from urank.profiles import ROOT
+from urank.reproduction import figures, profiles
+from urank.reproduction.profiles import ROOT
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BUILD = ROOT / "build" / "smoke"

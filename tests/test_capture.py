@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from urank import datasets
-from urank.capture import Captured, undone
 from urank.deadline import OutOfTime
-from urank.training import Recipe, fit
+from urank.training.cuda_graph import Captured, undone
+from urank.training.fitting import fit
+from urank.training.recipe import Recipe
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 RECIPE = Recipe(epochs=3, batch_size=50, lr=0.05, crop=2, precision="float32", ema_decay=0.5)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import finished
 
-from urank import cli, profiles
+from urank import cli
 from urank.files import write_json
-from urank.records import Record
-from urank.stages import STAGES
+from urank.reproduction import profiles
+from urank.reproduction.record import Record
+from urank.reproduction.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,7 +5,12 @@ import torch
 from conftest import NETWORKS, briefly_trained, in_batches, small_mlp, structured_images
 from torch import nn
 
-from urank.counting import (
+from urank.calibration import accumulate_grams
+from urank.factorize import project_network
+from urank.layers import evaluating
+from urank.numerics import has_fast_bfloat16
+from urank.search.bisection import search_ranks
+from urank.search.probes import (
     SAFETY,
     Bfloat16,
     Exact,
@@ -16,13 +21,8 @@ from urank.counting import (
     choose_counter,
     margins,
 )
-from urank.decompose import project_network
-from urank.layers import evaluating
-from urank.precision import has_fast_bfloat16
-from urank.replay import Replay
-from urank.search import search_ranks
-from urank.subspaces import accumulate_grams
-from urank.validation import Validation
+from urank.search.replay import Replay
+from urank.search.validation import Validation
 
 
 @pytest.fixture(scope="module", params=["cnn", "mlp", "residual"])
@@ -146,7 +146,7 @@ class TestNear:
     def test_a_layer_is_searched_again_where_too_much_was_presumed(self, trained, mode, warm_start, monkeypatch):
         network, grams, batches = trained
         options = dict(tolerance=1.0, mode=mode, warm_start=warm_start, progress=False)
-        monkeypatch.setattr("urank.counting.SAFETY", 0.0)  # every image that was right is presumed to stay right
+        monkeypatch.setattr("urank.search.probes.SAFETY", 0.0)  # every image that was right is presumed to stay right
         forgotten = []
         monkeypatch.setattr(Near, "forget", lambda near, forget=Near.forget: (forgotten.append(near), forget(near)))
         plans = [search_ranks(network, grams, batches, evaluation=kind, **options) for kind in ("exact", "near")]

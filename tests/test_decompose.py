@@ -18,7 +18,8 @@ from torchvision.models import (
 )
 
 from urank.attention import explicit_attention
-from urank.decompose import (
+from urank.calibration import accumulate_grams
+from urank.factorize import (
     Cost,
     count_cost,
     decompose,
@@ -33,9 +34,8 @@ from urank.layers import matrix_layers, weight_matrix
 from urank.models import create
 from urank.models.vgg import STAGES
 from urank.plan import LayerRank, RankPlan
-from urank.search import search_ranks
-from urank.subspaces import accumulate_grams
-from urank.utilization import utilized_rank
+from urank.search.bisection import search_ranks
+from urank.subspaces import utilized_rank
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 5), (6,)),

@@ -10,7 +10,7 @@ from conftest import finished
 from pretended_gpu import NAME, PretendedGpu
 from torch import nn
 
-from urank.records import Record
+from urank.reproduction.record import Record
 
 
 def test_an_experiment(tmp_path):

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from urank import discrepancies, paper
-from urank.discrepancies import CHECKS
+from urank.reproduction import discrepancies, paper
+from urank.reproduction.discrepancies import CHECKS
 
 FOUND = {function.__name__: function() for function in CHECKS}
 CONTRADICTED = {

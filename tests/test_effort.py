@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 from conftest import finished
 
-from urank import effort, profiles
-from urank.records import Record
+from urank.reproduction import cost_estimates, profiles
+from urank.reproduction.record import Record
 
 COMMAND = ": urank reproduce --profile cifar --only cifar10/"
 
@@ -25,31 +25,32 @@ def measured():
 
 
 def hours(network, records):
-    return float(re.search(r"about (\d+) hours of a device", effort.needs(network, "cifar10", 32, records))[1])
+    return float(re.search(r"about (\d+) hours of a device", cost_estimates.needs(network, "cifar10", 32, records))[1])
 
 
 def test_the_same_experiment_takes_as_long_again(measured):
-    needed = effort.needs("vgg11", "cifar10", 32, [measured])
+    needed = cost_estimates.needs("vgg11", "cifar10", 32, [measured])
     assert needed == f"a GPU, or about 10 hours of a device{COMMAND}vgg11"
 
 
 def test_a_fast_device_takes_minutes(measured):
     fast = Record(measured.content | dict(seconds=dict(train=240.0)))
-    assert "or about 4 minutes of a device" in effort.needs("vgg11", "cifar10", 32, [fast])
+    assert "or about 4 minutes of a device" in cost_estimates.needs("vgg11", "cifar10", 32, [fast])
 
 
 def test_a_larger_relative_takes_longer_by_its_operations(measured):
     larger, smaller = (
-        effort.operations_of(profiles.load_profile("cifar").find(name)) for name in ("cifar10/vgg19", "cifar10/vgg11")
+        cost_estimates.operations_of(profiles.load_profile("cifar").find(name))
+        for name in ("cifar10/vgg19", "cifar10/vgg11")
     )
     assert hours("vgg19", [measured]) == round(10 * larger / smaller) > 20
 
 
 def test_other_families_variants_and_other_images_tell_nothing(measured):
-    assert effort.needs("resnet18", "cifar10", 32, [measured]) == f"a GPU{COMMAND}resnet18"
+    assert cost_estimates.needs("resnet18", "cifar10", 32, [measured]) == f"a GPU{COMMAND}resnet18"
     for change in (dict(variant="isolated"), dict(dataset="digits10", data={})):
         other = Record(measured.content | dict(experiment=measured["experiment"] | change))
-        assert effort.needs("vgg19", "cifar10", 32, [other]) == f"a GPU{COMMAND}vgg19"
+        assert cost_estimates.needs("vgg19", "cifar10", 32, [other]) == f"a GPU{COMMAND}vgg19"
 
 
 def test_the_same_images_are_preferred(measured):
@@ -62,18 +63,18 @@ def test_the_same_images_are_preferred(measured):
 def test_an_experiment_is_trained_searched_fine_tuned_and_so_is_its_baseline():
     experiment = profiles.load_profile("cifar").find("cifar10/vgg11")
     epochs = experiment.train.epochs + 2 * experiment.finetune.epochs
-    passes = 3 * epochs * 50_000 + effort.search_probes("vgg11", "cifar10", 32) * 10_000
-    assert effort.operations_of(experiment) == pytest.approx(2 * 152_800_000 * passes, rel=1e-3)
+    passes = 3 * epochs * 50_000 + cost_estimates.search_probes("vgg11", "cifar10", 32) * 10_000
+    assert cost_estimates.operations_of(experiment) == pytest.approx(2 * 152_800_000 * passes, rel=1e-3)
     widths = [64, 128, 256, 256, 512, 512, 512, 512]
     sizes = [9 * width for width in [3, *widths[:-1]]] + widths + [512, 10]  # d, then m of the convolutions
-    assert effort.search_probes("vgg11", "cifar10", 32) == sum(len(bin(size - 1)) - 2 for size in sizes)
+    assert cost_estimates.search_probes("vgg11", "cifar10", 32) == sum(len(bin(size - 1)) - 2 for size in sizes)
 
 
 def test_gpu_hours_follow_from_the_network():
-    probes = effort.search_probes("torchvision/vit_b_16", "imagenet-1k", 224)
+    probes = cost_estimates.search_probes("torchvision/vit_b_16", "imagenet-1k", 224)
     assert probes == 1072
     epochs = 300
-    few, many = (effort.operations("torchvision/vit_b_16", "imagenet-1k", 224, count) for count in (0, epochs))
+    few, many = (cost_estimates.operations("torchvision/vit_b_16", "imagenet-1k", 224, count) for count in (0, epochs))
     macs = 17_563_828_224
     assert (few, many - few) == (2 * macs * probes * 50_000, 2 * 3 * epochs * 1_281_167 * macs)
-    assert effort.gpu_hours("torchvision/vit_b_16", 224, 300) == pytest.approx(many / 1e14 / 3600)
+    assert cost_estimates.gpu_hours("torchvision/vit_b_16", 224, 300) == pytest.approx(many / 1e14 / 3600)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from urank.provenance import VERSIONS_OF
+from urank.reproduction.provenance import VERSIONS_OF
 
 ROOT = Path(__file__).parent.parent
 LINES = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]

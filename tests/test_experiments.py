@@ -17,17 +17,21 @@ import torch
 from conftest import TINY, UNTRAINED, finished
 from filelock import FileLock
 
-from urank import datasets, figures, models, provenance, records, stages, work
+from urank import datasets, models
+from urank.calibration import accumulate_grams
 from urank.deadline import OutOfTime
-from urank.decompose import count_cost, load_compact, merge_useless, project_network
-from urank.experiments import claim, run
+from urank.factorize import count_cost, load_compact, merge_useless, project_network
 from urank.files import read_json, read_weights, write_json
 from urank.layers import matrix_layers, weight_matrix
-from urank.records import Experiment, Record
-from urank.search import search_ranks
-from urank.stages import STAGES
-from urank.subspaces import accumulate_grams
-from urank.training import Recipe, evaluate, fit
+from urank.reproduction import figures, provenance, run_folder, stages
+from urank.reproduction.experiment import Experiment, fresh_network
+from urank.reproduction.record import Record
+from urank.reproduction.runner import claim, run
+from urank.reproduction.stages import STAGES
+from urank.search.bisection import search_ranks
+from urank.search.validation import evaluate
+from urank.training.fitting import fit
+from urank.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -150,7 +154,7 @@ class TestRun:
         assert record["calibration_images"] == 150 and plan.total == 80
 
     def test_projected_accuracy_is_that_of_the_plan(self, folder, record, original, dataset):
-        projected = project_network(original, record.plan, work.calibrated_grams(folder))
+        projected = project_network(original, record.plan, run_folder.calibrated_grams(folder))
         assert record["accuracy"]["projected"] == evaluate(projected, dataset.batches(dataset.test))
         validation = dataset.batches(dataset.test.take(80))
         assert round(0.8 * evaluate(projected, validation)) == record.plan.layers[-1].correct
@@ -171,7 +175,7 @@ class TestRun:
         assert record.macs_ratio == costs["compact"][1] / costs["original"][1]
 
     def test_spectra_are_those_of_the_weights(self, folder, record, original):
-        grams, layers = work.calibrated_grams(folder), matrix_layers(original)
+        grams, layers = run_folder.calibrated_grams(folder), matrix_layers(original)
         assert list(record["spectra"]) == list(grams) == [entry.layer for entry in record.plan.layers]
         for entry in record.plan.layers:
             spectrum, W = record["spectra"][entry.layer], weight_matrix(layers[entry.layer]).numpy()
@@ -190,7 +194,7 @@ class TestRun:
 
     def test_sweep_rises_to_the_whole_layer(self, record, folder, original, dataset):
         layers = matrix_layers(original)
-        grams = work.calibrated_grams(folder)
+        grams = run_folder.calibrated_grams(folder)
         assert [row["layer"] for row in record["sweep"]] == ["features.8"] * 14 + ["classifier"] * 14
         for row in record["sweep"]:
             eigenvalues = np.linalg.eigvalsh(grams[row["layer"]].double().numpy())[::-1]
@@ -213,7 +217,7 @@ class TestRun:
         """Else the layers after it would be swept in another network."""
         layer = matrix_layers(original)["features.8"]
         before = layer.weight.detach().clone()
-        rows = stages.sweep_layer(layer, work.calibrated_grams(folder)["features.8"], [])
+        rows = stages.sweep_layer(layer, run_folder.calibrated_grams(folder)["features.8"], [])
         assert rows[0]["norm_difference"] > 0.01
         assert torch.equal(layer.weight, before)
 
@@ -237,8 +241,8 @@ KILLED = """
 import json, os, signal, sys, time
 from pathlib import Path
 import torch
-from urank.experiments import run
-from urank.records import Experiment
+from urank.reproduction.runner import run
+from urank.reproduction.experiment import Experiment, fresh_network
 
 torch.set_num_threads(int(sys.argv[3]))
 experiment, folder = Experiment.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])
@@ -347,15 +351,15 @@ class TestDamage:
 
     def test_every_stage_but_the_first_reads_an_earlier_one(self):
         names = list(STAGES)
-        assert list(work.READS) == names[1:]
-        assert all(names.index(read) < names.index(name) for name, read in work.READS.items())
+        assert list(run_folder.READS) == names[1:]
+        assert all(names.index(read) < names.index(name) for name, read in run_folder.READS.items())
 
     def test_a_fit_gone_on_with_by_other_code_is_made_by_both(self, copied, record, monkeypatch):
         (copied / "train.json").unlink()
         with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
             killed.setattr(stages, "evaluate", interrupted)
             again(TINY, copied)
-        monkeypatch.setattr(work, "code_digest", lambda: "of now")
+        monkeypatch.setattr(run_folder, "code_digest", lambda: "of now")
         monkeypatch.setattr(stages, "accumulate_grams", interrupted)
         with pytest.raises(KeyboardInterrupt):
             again(TINY, copied)
@@ -386,7 +390,7 @@ class TestDamage:
         """As when URANK_DATA names another folder by now."""
         (copied / "calibrate.json").unlink()
         fewer = datasets.load("digits10", train=400, test=90)
-        monkeypatch.setattr(work, "load_images", lambda _: fewer)
+        monkeypatch.setattr(run_folder, "load_images", lambda _: fewer)
         with pytest.raises(ValueError, match="labels.json: begun with other images than digits10 has now"):
             again(TINY, copied)
 
@@ -533,7 +537,7 @@ class TestStart:
     def test_takes_all_but_a_classifier_for_other_classes(self, folder, tmp_path):
         experiment = replace(PROBE, dataset="digits100", data=dict(train=100, test=100))
         _, weights = self.started(folder, tmp_path, dataset="digits100", data=experiment.data)
-        trained, fresh = weights_of(folder), records.fresh_network(experiment).state_dict()
+        trained, fresh = weights_of(folder), fresh_network(experiment).state_dict()
         for name, tensor in weights.items():
             assert tensor.equal((fresh if name.startswith("classifier.") else trained)[name]), name
 
@@ -581,10 +585,10 @@ class TestStart:
         weights = dict(original.state_dict())
         weights["features.0.weight"] = torch.zeros(9, 3, 3, 3)
         with pytest.raises(ValueError, match="more than the classifier classifier: features.0.weight"):
-            work.adopt(records.fresh_network(TINY), weights, (3, 32, 32))
+            run_folder.adopt(fresh_network(TINY), weights, (3, 32, 32))
         del weights["features.0.weight"]
         with pytest.raises(ValueError, match="features.0.weight"):
-            work.adopt(records.fresh_network(TINY), weights, (3, 32, 32))
+            run_folder.adopt(fresh_network(TINY), weights, (3, 32, 32))
 
 
 class TestOrder:
@@ -592,8 +596,8 @@ class TestOrder:
         experiment = replace(TINY, variant="backward", order="backward", start="digits10/vgg11", train=UNTRAINED.train)
         experiment = replace(experiment, finetune=UNTRAINED.finetune, sweep=())
         found = run(experiment, tmp_path, "cpu", progress=False, start=folder).plan
-        network = work.original_network(TINY, folder)
-        grams = dict(reversed(work.calibrated_grams(folder).items()))
+        network = run_folder.original_network(TINY, folder)
+        grams = dict(reversed(run_folder.calibrated_grams(folder).items()))
         dataset = datasets.load("digits10", **TINY.data)
         expected = search_ranks(network, grams, dataset.batches(dataset.test.take(80)), TINY.tolerance, progress=False)
         assert found.layers == expected.layers[::-1] and found.probes == expected.probes
@@ -612,13 +616,13 @@ class TestHoldout:
         record = again(self.HELD, tmp_path)
         assert record["consulted"] == "held-out training" and record.plan.total == 6
         assert record["calibration_images"] == 13
-        digits, network = datasets.load("digits10", train=20, test=10), records.fresh_network(self.HELD)
+        digits, network = datasets.load("digits10", train=20, test=10), fresh_network(self.HELD)
         held_out = digits.batches(datasets.Split(digits.train.images[13:19], digits.train.labels[13:19]))
-        grams = work.calibrated_grams(tmp_path)
+        grams = run_folder.calibrated_grams(tmp_path)
         assert record.plan == search_ranks(network, grams, held_out, tolerance=100.0, progress=False)
 
     def test_splits_the_training_images(self, dataset):
-        kept, held_out = work.hold_out(dataset, 30)
+        kept, held_out = run_folder.hold_out(dataset, 30)
         assert (len(kept.train), len(held_out)) == (370, 30)
         assert torch.cat([kept.train.images, held_out.images]).equal(dataset.train.images)
         assert torch.cat([kept.train.labels, held_out.labels]).equal(dataset.train.labels)
@@ -629,7 +633,7 @@ class TestHoldout:
 
     def test_of_all_images_is_refused(self, dataset):
         with pytest.raises(ValueError, match="of 400 training images 400 cannot be held out"):
-            work.hold_out(dataset, 400)
+            run_folder.hold_out(dataset, 400)
 
 
 class TestBaseline:
@@ -655,7 +659,7 @@ class TestLatency:
         assert all(row["images_per_second"] > 0 and row["device"] for row in record["latency"])
 
     def test_times_the_network_whose_cost_is_reported(self, folder, record):
-        shared = work.Work(TINY, folder, torch.device("cpu"), False, None, None)
+        shared = run_folder.Work(TINY, folder, torch.device("cpu"), False, None, None)
         assert asdict(count_cost(shared.merged())) == record["cost"]["compact"]
 
 
@@ -677,7 +681,7 @@ class TestDeadline:
     def test_keeps_the_epochs_of_a_fit(self, copied, record, monkeypatch):
         """The time is over during the first epoch of the fine-tuning; the next call goes on with the second."""
         (copied / "finetune.json").unlink()
-        monkeypatch.setattr(work, "check_time", lambda *_: None)  # the stage has begun in time
+        monkeypatch.setattr(run_folder, "check_time", lambda *_: None)  # the stage has begun in time
         with pytest.raises(OutOfTime, match="digits10/vgg11 finetune has 1 of 2 epochs left"):
             run(TINY, copied, "cpu", progress=False, deadline=time.monotonic())
         assert (copied / "finetune.ckpt").exists() and not (copied / "finetune.json").exists()
@@ -686,7 +690,7 @@ class TestDeadline:
     def test_lets_one_layer_of_a_search_be_found(self, copied, record, monkeypatch):
         (copied / "search.json").unlink()
         with monkeypatch.context() as begun, pytest.raises(OutOfTime, match="the rank search has 8 of 9 layers left"):
-            begun.setattr(work, "check_time", lambda *_: None)
+            begun.setattr(run_folder, "check_time", lambda *_: None)
             run(TINY, copied, "cpu", progress=False, deadline=time.monotonic())
         before = read_json(copied / "search.begun") | dict(seconds=1000.0)
         (copied / "search.begun").write_text(json.dumps(before))
@@ -791,9 +795,9 @@ class TestSettings:
             monkeypatch.setitem(STAGES, name, watched(name, compute))
         settings = {setting.name: getattr(UNTRAINED, setting.name) for setting in fields(Experiment)}
         again(Watched(**settings | dict(finetune=Recipe(epochs=1, batch_size=10), sweep=["classifier"])), tmp_path)
-        named = {name for names in work.SETTINGS.values() for name in names}
+        named = {name for names in run_folder.SETTINGS.values() for name in names}
         for name in set(STAGES) - {"train"}:
-            assert read[name] & named == set(work.SETTINGS.get(name, [])), name
+            assert read[name] & named == set(run_folder.SETTINGS.get(name, [])), name
 
     def test_of_speed_alone_are_changed_at_any_time(self, copied, record):
         faster = {fit: replace(getattr(TINY, fit), capture=True) for fit in ("train", "finetune")}
@@ -857,7 +861,9 @@ class TestCode:
         assert not (folder / "calibrate.json").exists()
 
     def test_is_that_which_was_imported_not_that_on_disk_by_now(self):
-        program = "from urank import provenance; provenance.code_files = list; print(provenance.code_digest())"
+        program = (
+            "from urank.reproduction import provenance; provenance.code_files = list; print(provenance.code_digest())"
+        )
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == provenance.digest(*provenance.code_files())
 
@@ -868,11 +874,11 @@ class TestCode:
         assert (folder / "train.json").exists()
 
     def test_counts_every_module_that_measures(self):
-        package = Path(provenance.__file__).parent
-        names = {provenance.top_level(path.relative_to(package)) for path in package.rglob("*.py")}
-        presentation = set(provenance.PRESENTATION)
-        assert presentation <= names
-        for path in provenance.code_files():
+        """What an experiment imports is either counted, or has no part in what is measured."""
+        counted = set(provenance.code_files())
+        for path in counted:
             imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-            modules = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
-            assert not {name.split(".")[1] for name in modules if name.startswith("urank.")} & presentation, path
+            for node in imports:
+                module = ROOT / (node.module or "").replace(".", "/")
+                if node.module and node.module.startswith("urank.reproduction."):
+                    assert module.with_suffix(".py") in counted, (path, node.module)

@@ -10,10 +10,10 @@ import pytest
 from conftest import finished
 from matplotlib.colors import to_rgb
 
-from urank import figures, paper
-from urank.figures.contrasts import place
-from urank.figures.style import signed
-from urank.records import Record
+from urank.reproduction import figures, paper
+from urank.reproduction.figures.selection import place
+from urank.reproduction.figures.style import signed
+from urank.reproduction.record import Record
 
 LABELS = ["original %", "MLU of W %", "MLU %", "fine-tuned %", "change", "params", "MACs"]
 

@@ -12,14 +12,16 @@ from sklearn.datasets import load_sample_images
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms.functional import to_pil_image
 
-from urank import datasets, figures, models
+from urank import datasets, models
 from urank.datasets import FileSplit, View
-from urank.decompose import count_cost
-from urank.experiments import run
+from urank.factorize import count_cost
 from urank.files import read_weights
 from urank.models import create
-from urank.records import Experiment, check_start
-from urank.training import Recipe, fit
+from urank.reproduction import figures
+from urank.reproduction.experiment import Experiment, check_start
+from urank.reproduction.runner import run
+from urank.training.fitting import fit
+from urank.training.recipe import Recipe
 
 CLASSES, SMALL = 1000, View(size=24, resize=32)
 

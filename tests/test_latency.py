@@ -3,7 +3,7 @@ import time
 import torch
 from torch import nn
 
-from urank.latency import LEAST, images_per_second
+from urank.throughput import LEAST, images_per_second
 
 
 class Slow(nn.Module):

@@ -6,6 +6,7 @@ from timm.layers.conv2d_same import Conv2dSameExport
 from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer
 
+from urank.calibration import accumulate_grams
 from urank.layers import (
     coverage,
     evaluating,
@@ -17,7 +18,6 @@ from urank.layers import (
     watch_inputs,
     weight_matrix,
 )
-from urank.subspaces import accumulate_grams
 
 CONVOLUTIONS = {
     "plain": dict(kernel_size=3),

@@ -10,15 +10,16 @@ from torch import nn
 
 from urank import datasets
 from urank.baselines import energy_rank
-from urank.decompose import decompose, project_network
+from urank.calibration import accumulate_grams
+from urank.factorize import decompose, project_network
 from urank.layers import input_rows, matrix_layers, weight_matrix
 from urank.models import create
 from urank.plan import allowed_loss
-from urank.search import search_ranks
-from urank.subspaces import Spectrum, accumulate_grams, output_gram
-from urank.training import Recipe, fit
-from urank.utilization import error_bound, project_weight
-from urank.validation import Validation
+from urank.search.bisection import search_ranks
+from urank.search.validation import Validation
+from urank.subspaces import Spectrum, error_bound, output_gram, project_weight
+from urank.training.fitting import fit
+from urank.training.recipe import Recipe
 
 
 def orthonormal(n, k):

@@ -7,10 +7,12 @@ import torch
 import torchvision
 from torch import nn
 
-from urank import datasets, paper
+from urank import datasets
 from urank.layers import matrix_layers
-from urank.models import NETWORKS, PAPER, check_name, create
+from urank.models import NETWORKS, check_name, create
 from urank.models.libraries import names_of
+from urank.reproduction import paper
+from urank.reproduction.paper_networks import PAPER
 
 DEPTHS = {"vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16}
 # The matrices: a ResNet's two shortcuts (three of bottlenecks) and each transformer's embedding come on top.

@@ -1,6 +1,7 @@
 import pytest
 
-from urank import datasets, models, paper
+from urank import datasets, models
+from urank.reproduction import paper
 
 
 def test_table3_has_the_paper_s_rows():

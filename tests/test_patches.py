@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from urank import patches
-from urank.patches import assemble_gram, patch_gram, patch_products
+from urank import conv_gram
+from urank.conv_gram import assemble_gram, patch_gram, patch_products
 
 MODES = ["zeros", "reflect", "replicate", "circular"]
 
@@ -33,7 +33,7 @@ def path(request, monkeypatch):
     def shares(c, rows, columns):
         return request.param == "shared" and (rows.stride, columns.stride) == (1, 1)
 
-    monkeypatch.setattr(patches, "shares_terms", shares)
+    monkeypatch.setattr(conv_gram, "shares_terms", shares)
     return request.param
 
 
@@ -121,8 +121,8 @@ def test_any_memory_layout_and_no_images_at_all(path):
 
 
 def test_samples_are_taken_in_several_parts(path, monkeypatch):
-    monkeypatch.setattr(patches, "SAMPLES", 30)
-    monkeypatch.setattr(patches, "BLOCK", 5)
+    monkeypatch.setattr(conv_gram, "SAMPLES", 30)
+    monkeypatch.setattr(conv_gram, "BLOCK", 5)
     conv, images = nn.Conv2d(3, 2, 3), integer_images(2, 3, 9, 7)
     assert torch.equal(patch_gram(conv, images), unfolded_gram(conv, images))
 
@@ -138,14 +138,14 @@ def test_samples_are_taken_in_several_parts(path, monkeypatch):
 )
 def test_shares_terms_where_that_is_cheaper(c, kernel, stride, size, shares):
     conv = nn.Conv2d(c, 1, kernel, stride, padding=kernel // 2)
-    assert patches.shares_terms(c, *patches.axes(conv, (size, size))) == shares
+    assert conv_gram.shares_terms(c, *conv_gram.axes(conv, (size, size))) == shares
 
 
 @pytest.mark.parametrize("padding", [0, 1])
 def test_every_term_is_multiplied_once(padding):
     """Taps a apart meet in 16 - a rows and so many columns; half the plane of distances counts, with the origin."""
-    rows, columns = patches.axes(nn.Conv2d(1, 1, 3, padding=padding), (16, 16))
-    terms = sum(row.terms * column.terms for row, column in patches.distances(rows, columns))
+    rows, columns = conv_gram.axes(nn.Conv2d(1, 1, 3, padding=padding), (16, 16))
+    terms = sum(row.terms * column.terms for row, column in conv_gram.distances(rows, columns))
     assert terms == ((14 + 15 + 16 + 15 + 14) ** 2 + 16 * 16) / 2
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from urank.layers import evaluating
-from urank.precision import full_precision, ieee_float32
+from urank.numerics import full_precision, ieee_float32
 
 CUDA = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
 CPU = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn]

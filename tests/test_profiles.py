@@ -1,18 +1,18 @@
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, finished
 
-from urank import models, profiles, records
-from urank.decompose import count_cost
+from urank import models
+from urank.factorize import count_cost
 from urank.files import read_weights
-from urank.profiles import load_profile, recorded, reproduce, run_folder, runs_folder
-from urank.records import as_json
-from urank.work import calibrated_grams
+from urank.reproduction import profiles, record
+from urank.reproduction.experiment import as_json
+from urank.reproduction.profiles import folder_of, load_profile, recorded, reproduce, runs_folder
+from urank.reproduction.run_folder import calibrated_grams
 
-NAMES = sorted(path.stem for path in (profiles.ROOT / "profiles").glob("*.yaml"))
+NAMES = sorted(path.stem for path in profiles.PROFILES.glob("*.yaml"))
 ENTRY = "{network: vgg11, dataset: digits10, train: {epochs: 1}, finetune: {epochs: 1}"
 WHOLE = f"experiments:\n  - {ENTRY}}}\nnotebooks: {{}}\n"
 
@@ -74,7 +74,7 @@ class TestCommittedProfiles:
                 models.preprocessing(experiment.network, experiment.pretrained)["size"] if experiment.pretrained else 32
             )
             with torch.device("meta"):
-                network = records.fresh_network(experiment, fetch=False)
+                network = record.fresh_network(experiment, fetch=False)
                 assert count_cost(network, (3, side, side)).params > 0
             if experiment.dataset.startswith("digits"):
                 assert not experiment.train.flip and not experiment.finetune.flip  # a mirrored digit is none
@@ -82,7 +82,7 @@ class TestCommittedProfiles:
     @pytest.mark.parametrize("name", NAMES)
     def test_say_what_every_notebook_shows(self, name):
         notebooks = load_profile(name).notebooks
-        assert set(notebooks) == {path.stem for path in (profiles.ROOT / "notebooks").glob("*.ipynb")}
+        assert set(notebooks) == {path.stem for path in profiles.NOTEBOOKS.glob("*.ipynb")}
         measuring = [
             page for page in notebooks if page.startswith(("figure", "table", "protocol")) and "table2" not in page
         ]
@@ -202,9 +202,9 @@ class TestPublish:
 class TestRuns:
     def test_lie_in_the_repository_or_where_the_variable_says(self, monkeypatch, tmp_path):
         monkeypatch.delenv("URANK_RUNS", raising=False)
-        assert runs_folder() == Path(profiles.__file__).parents[1] / "runs"
+        assert runs_folder() == profiles.ROOT / "runs"
         monkeypatch.setenv("URANK_RUNS", str(tmp_path))
-        assert run_folder("smoke", "digits10/vgg11") == tmp_path / "smoke" / "digits10" / "vgg11"
+        assert folder_of("smoke", "digits10/vgg11") == tmp_path / "smoke" / "digits10" / "vgg11"
 
     def test_of_an_experiment_the_profile_does_not_have(self, mine, runs):
         with pytest.raises(
@@ -216,7 +216,7 @@ class TestRuns:
         folder, record = finished()
         assert reproduce("mine", "digits10/vgg11", "cpu") == record
         assert profiles.live_records("mine", "page") == [record]
-        assert run_folder("mine", "digits10/vgg11") == runs / "mine" / "digits10" / "vgg11"
+        assert folder_of("mine", "digits10/vgg11") == runs / "mine" / "digits10" / "vgg11"
 
     def test_leave_a_network_and_its_gram_matrices(self, mine, runs):
         folder, record = finished()
@@ -259,7 +259,7 @@ class TestRecorded:
         names = [("cifar10", "resnet18"), ("cifar10", "resnet101"), ("cifar10", "vgg11"), ("cifar100", "resnet18")]
         for dataset, network in names[::-1]:
             experiment = finished()[1]["experiment"] | dict(dataset=dataset, network=network, data={}, sweep=[])
-            records.Record(finished()[1].content | dict(experiment=experiment)).save(
+            record.Record(finished()[1].content | dict(experiment=experiment)).save(
                 tmp_path / dataset / f"{network}.json"
             )
         experiments = [record["experiment"] for record in recorded()]

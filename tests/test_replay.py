@@ -8,10 +8,10 @@ from conftest import Residual, small_cnn
 from torch import nn
 
 import urank  # noqa: F401  before torchvision and timm: it declares torchvision's operators where they do not load
+from urank.calibration import accumulate_grams
 from urank.layers import evaluating, matrix_layers
 from urank.models import create
-from urank.replay import Replay, _Cut, in_order, is_data, timeline
-from urank.subspaces import accumulate_grams
+from urank.search.replay import Replay, _Cut, in_order, is_data, timeline
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

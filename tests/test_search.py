@@ -4,21 +4,21 @@ import math
 import naive
 import pytest
 import torch
+import urank.validation
 from conftest import NETWORKS, briefly_trained, in_batches, small_mlp, structured_images
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-import urank.validation
 from urank import datasets
-from urank.counting import margins
+from urank.calibration import accumulate_grams
 from urank.deadline import OutOfTime
-from urank.decompose import project_network
+from urank.factorize import project_network
 from urank.files import read_json
 from urank.models import create
 from urank.plan import allowed_loss
-from urank.search import search_ranks
-from urank.subspaces import accumulate_grams
-from urank.validation import Validation, growing_sizes
+from urank.search.bisection import search_ranks
+from urank.search.probes import margins
+from urank.search.validation import Validation, growing_sizes
 
 
 def small_vit():

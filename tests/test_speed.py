@@ -7,10 +7,10 @@ import torch
 
 import urank
 from benchmarks import speed as script
-from urank import speed
 from urank.files import write_json
-from urank.precision import has_fast_bfloat16
-from urank.provenance import describe
+from urank.numerics import has_fast_bfloat16
+from urank.reproduction import benchmark_tables
+from urank.reproduction.provenance import describe
 
 
 def tiny(*_, **__):
@@ -27,7 +27,7 @@ def test_both_sides_of_every_gram_matrix_agree():
     assert len(frame) == 9 and frame["same"].all()
     assert frame["what"].iloc[-1] == "all of them"
     assert abs(frame["naive_seconds"].iloc[-1] - frame["naive_seconds"][:-1].sum()) <= 0.5  # each is rounded to 0.1
-    assert "features.0, 3 channels, 32 x 32" in speed.table(frame, "Gram matrix").to_html()
+    assert "features.0, 3 channels, 32 x 32" in benchmark_tables.table(frame, "Gram matrix").to_html()
 
 
 def test_the_naive_search_is_this_packages(monkeypatch):
@@ -42,13 +42,15 @@ def test_the_naive_search_is_this_packages(monkeypatch):
 def test_the_command_writes_what_the_page_reads(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "trained", tiny)
     script.main(only=["approximations"], images=60, out=tmp_path / "speed.json")
-    rows = speed.benchmark(tmp_path / "speed.json")
+    rows = benchmark_tables.benchmark(tmp_path / "speed.json")
     assert rows["what"].tolist() == ["bfloat16 alone", "sequential test", "warm start"]
     assert rows["mlu"].between(0, 100).all()
-    assert speed.machines(rows) == f"Measured on {describe(torch.device('cpu'))}, torch {torch.__version__}."
-    html = speed.table(rows, "approximation", speed.APPROXIMATION).to_html()
+    assert benchmark_tables.machines(rows) == f"Measured on {describe(torch.device('cpu'))}, torch {torch.__version__}."
+    html = benchmark_tables.table(rows, "approximation", benchmark_tables.APPROXIMATION).to_html()
     assert html.count("<tr>") == 4 and "sequential test" in html and "sequential test" in capsys.readouterr().out
-    assert html == speed.table(rows, "approximation", speed.APPROXIMATION).to_html()  # no random identifier
+    assert (
+        html == benchmark_tables.table(rows, "approximation", benchmark_tables.APPROXIMATION).to_html()
+    )  # no random identifier
 
 
 def test_one_part_leaves_what_was_measured_of_others(monkeypatch, tmp_path):
@@ -59,10 +61,10 @@ def test_one_part_leaves_what_was_measured_of_others(monkeypatch, tmp_path):
     monkeypatch.setitem(script.PARTS, "grams", lambda images: script.grams_part(images, width=0.06))
     monkeypatch.setitem(script.PARTS, "vit", lambda images: [])  # as where there is no GPU
     script.main(only=["vit", "grams"], images=4, out=path)
-    rows = speed.benchmark(path)
+    rows = benchmark_tables.benchmark(path)
     assert len(rows) == 1 + 9 and (rows.loc[rows["part"] == "Gram matrix", "ratio"] > 0).all()
-    assert speed.machines(rows).endswith(f", torch {torch.__version__} (grams).")
-    assert speed.machines(rows).startswith("Measured on a GPU, torch 2.11.0 (vit); ")
+    assert benchmark_tables.machines(rows).endswith(f", torch {torch.__version__} (grams).")
+    assert benchmark_tables.machines(rows).startswith("Measured on a GPU, torch 2.11.0 (vit); ")
 
 
 def test_a_whole_search_is_timed():
@@ -81,7 +83,7 @@ def test_training_is_timed_in_both_arithmetics():
     assert row["ratio"] == pytest.approx(row["bfloat16"] / row["float32"], rel=0.02, abs=0.01)
     auto = "bfloat16" if has_fast_bfloat16(torch.device("cpu")) else "float32"
     assert (row["auto"], row["batch"]) == (auto, 256)
-    html = speed.table(rows, "training", speed.TRAINING).to_html()
+    html = benchmark_tables.table(rows, "training", benchmark_tables.TRAINING).to_html()
     assert "resnet18" in html and row["device"] in html and "captured" not in html
 
 
@@ -90,7 +92,7 @@ def test_both_ways_of_freeing_are_timed():
     rows = pd.DataFrame(script.memory_part(256, ["resnet18"]))
     assert list(rows["what"].str.split(", ").str[1]) == ["evaluation", "training"]
     assert (rows["ratio"] - rows["kept"] / rows["given_back"]).abs().max() < 0.02
-    html = speed.table(rows, "memory", speed.MEMORY).to_html()
+    html = benchmark_tables.table(rows, "memory", benchmark_tables.MEMORY).to_html()
     assert "resnet18" in html and "given back" in html
 
 
@@ -102,7 +104,7 @@ def test_training_on_a_gpu_stays_beside_training_on_a_processor(tmp_path, monkey
     write_json(path, dict(rows=[rows | dict(only="gpu-training", torch="2.11.0")]))
     monkeypatch.setattr(script, "PARTS", {"training": script.PARTS["training"], "gpu-training": lambda images: []})
     script.main(images=256, out=path)
-    html = speed.table(speed.benchmark(path), "training", speed.TRAINING).to_html()
+    html = benchmark_tables.table(benchmark_tables.benchmark(path), "training", benchmark_tables.TRAINING).to_html()
     assert "a GPU" in html and describe(torch.device("cpu")) in html and "captured" in html
 
 
@@ -122,9 +124,12 @@ def test_exponents_are_those_of_the_powers_that_were_put_in():
         + [scaled("a", w, 100, 9, 300 * (w / 0.25) ** 2) for w in (0.125, 0.5)]
         + [scaled(f"b{depth}", 0.25, 100, depth, 300 * np.sqrt(depth / 9)) for depth in (16, 25)]
     )
-    powers = {name: speed.exponent(frame[name], frame["processor"]) for name, frame in speed.series(rows).items()}
+    powers = {
+        name: benchmark_tables.exponent(frame[name], frame["processor"])
+        for name, frame in benchmark_tables.series(rows).items()
+    }
     assert powers == pytest.approx(dict(images=1, width=2, layers=0.5))
-    figure = speed.scaling(rows)
+    figure = benchmark_tables.scaling(rows)
     assert [axis.get_title() for axis in figure.axes] == [
         "grows as images$^{1.0}$", "grows as width$^{2.0}$", "grows as layers$^{0.5}$",
         "grows as images$^{1.0}$", "grows as width$^{1.0}$", "grows as layers$^{0.0}$",
@@ -134,10 +139,10 @@ def test_exponents_are_those_of_the_powers_that_were_put_in():
 def test_memory_is_left_out_where_it_is_not_known():
     rows = pd.DataFrame([scaled("a", 0.25, n, 9, n) | dict(peak_mib=0) for n in (100, 200)])
     rows = pd.concat([rows, pd.DataFrame([scaled("a", 0.5, 100, 9, 4), scaled("b", 0.25, 100, 11, 4)])])
-    assert len(speed.scaling(rows).axes) == 3
+    assert len(benchmark_tables.scaling(rows).axes) == 3
 
 
 def test_a_table_without_its_rows_is_empty(tmp_path):
     path = tmp_path / "speed.json"
-    write_json(path, dict(rows=[scaled("a", 1, 1, 1, 1) | dict.fromkeys(speed.RATIOS, 1)]))
-    assert "<td" not in speed.table(speed.benchmark(path), "delve").to_html()
+    write_json(path, dict(rows=[scaled("a", 1, 1, 1, 1) | dict.fromkeys(benchmark_tables.RATIOS, 1)]))
+    assert "<td" not in benchmark_tables.table(benchmark_tables.benchmark(path), "delve").to_html()

@@ -3,8 +3,8 @@ import copy
 import pytest
 from conftest import finished
 
-from urank import status
-from urank.records import Record
+from urank.reproduction import status
+from urank.reproduction.record import Record
 
 
 @pytest.fixture(scope="module")

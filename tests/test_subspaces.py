@@ -10,16 +10,10 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from urank import subspaces
-from urank.patches import patch_gram
-from urank.subspaces import (
-    Spectrum,
-    accumulate_grams,
-    dimension_for_energy,
-    output_gram,
-    projector,
-    row_gram,
-    statistics_precision,
-)
+from urank.calibration import accumulate_grams
+from urank.conv_gram import patch_gram
+from urank.numerics import statistics_precision
+from urank.subspaces import Spectrum, dimension_for_energy, output_gram, projector, row_gram
 
 
 def raising(error):

@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from benchmarks import timm_coverage
 from benchmarks.timm_coverage import COLUMNS, describe, examine, walk
-from urank import surveys
-from urank.surveys import summarize
+from urank.reproduction import coverage_tables
+from urank.reproduction.coverage_tables import summarize
 
 NAMES = [
     "test_vit",
@@ -122,16 +122,19 @@ def test_a_second_call_goes_on_where_the_first_stopped(tmp_path):
 
 
 def test_the_committed_walk_is_of_all_of_timm_and_came_through():
-    frame = pd.read_csv(surveys.COVERAGE)
+    frame = pd.read_csv(coverage_tables.COVERAGE)
     assert list(frame) == COLUMNS and set(frame["name"]) == set(timm.list_models())
     assert frame["error"].isna().mean() >= 0.99
 
 
 def test_tables_show_what_the_walk_found(table):
     frame = table.reset_index()
-    html = surveys.families(frame).to_html()
+    html = coverage_tables.families(frame).to_html()
     shares = frame.groupby("family")["measured_share"].mean()
     assert all((f">{family}<" in html) == (share < 0.99) for family, share in shares.items())
-    assert "grouped convolution" in surveys.reason_table(frame).to_html()
+    assert "grouped convolution" in coverage_tables.reason_table(frame).to_html()
     broken = frame.assign(error=["no such thing", *[None] * (len(frame) - 1)])
-    assert "no such thing" in surveys.refused(broken).to_html() and "<td" not in surveys.refused(frame).to_html()
+    assert (
+        "no such thing" in coverage_tables.refused(broken).to_html()
+        and "<td" not in coverage_tables.refused(frame).to_html()
+    )

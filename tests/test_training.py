@@ -9,18 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from urank import datasets, precision
+from urank import datasets, numerics
 from urank.deadline import OutOfTime
-from urank.precision import has_fast_bfloat16
-from urank.training import (
-    Recipe,
-    augment,
-    epoch_seed,
-    evaluate,
-    fit,
-    make_optimizer,
-    make_schedule,
-)
+from urank.numerics import has_fast_bfloat16
+from urank.search.validation import evaluate
+from urank.training.fitting import augment, epoch_seed, fit, make_optimizer, make_schedule
+from urank.training.recipe import Recipe
 
 STEPS = 3  # batches an epoch of `digits` at `QUICK`
 QUICK = Recipe(epochs=3, batch_size=20, lr=0.05, crop=2, flip=True)
@@ -457,15 +451,15 @@ def test_convolutions_are_tried_while_it_fits(digits):
 def test_what_is_worth_little_is_not_saved(digits, tmp_path, monkeypatch):
     """After the first epoch a checkpoint is due only when much would be lost, at a deadline, and at the end."""
     saved, options = [], dict(recipe=replace(QUICK, epochs=6), checkpoint=tmp_path / "fit.ckpt")
-    monkeypatch.setattr("urank.training.write_checkpoint", lambda _, state: saved.append(len(state["history"])))
+    monkeypatch.setattr("urank.training.fitting.write_checkpoint", lambda _, state: saved.append(len(state["history"])))
     fitted(digits, **options)
     assert saved == [1, 6]
     over = iter([False, False, True])
     with monkeypatch.context() as patch, pytest.raises(OutOfTime, match="3 of 6 epochs left"):
-        patch.setattr("urank.training.is_over", lambda *_: next(over))
+        patch.setattr("urank.training.fitting.is_over", lambda *_: next(over))
         fitted(digits, **options)
     assert saved[2:] == [1, 3]
-    monkeypatch.setattr("urank.training.UNSAVED", -1.0)
+    monkeypatch.setattr("urank.training.fitting.UNSAVED", -1.0)
     fitted(digits, **options)
     assert saved[4:] == [1, 2, 3, 4, 5, 6]
 
@@ -483,7 +477,7 @@ class TestDeadline:
     def test_that_the_next_epoch_would_miss(self, digits, monkeypatch):
         """An epoch has taken ten seconds, and five are left."""
         clock = iter([0.0, 10.0])
-        monkeypatch.setattr("urank.training.time.perf_counter", lambda: next(clock))
+        monkeypatch.setattr("urank.training.fitting.time.perf_counter", lambda: next(clock))
         with pytest.raises(OutOfTime, match="training has 2 of 3 epochs left"):
             fitted(digits, QUICK, deadline=time.monotonic() + 5, progress=False)
 
@@ -541,7 +535,7 @@ class TestPrecision:
         ],
     )
     def test_of_processors(self, known, fast, monkeypatch):
-        monkeypatch.setattr(precision, "processor", lambda: known)
+        monkeypatch.setattr(numerics, "processor", lambda: known)
         assert has_fast_bfloat16(torch.device("cpu")) is fast
 
     def test_bfloat16_on_the_cpu(self, digits):

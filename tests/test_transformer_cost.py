@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from urank import models, paper
-from urank.decompose import count_cost
-from urank.transformer_cost import (
+from urank import models
+from urank.factorize import count_cost
+from urank.reproduction import paper
+from urank.reproduction.vit_macs import (
     HIDDEN,
     Transformer,
     flops_column,

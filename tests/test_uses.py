@@ -5,12 +5,12 @@ import torch
 from conftest import briefly_trained, in_batches, structured_images
 from torch import nn
 
-from urank.decompose import decompose, project_network
+from urank.calibration import accumulate_grams
+from urank.factorize import decompose, project_network
 from urank.layers import matrix_layers, weight_matrix
-from urank.replay import Replay
-from urank.search import search_ranks
-from urank.subspaces import accumulate_grams
-from urank.uses import Uses, separate_uses
+from urank.search.bisection import search_ranks
+from urank.search.replay import Replay
+from urank.shared_layers import Uses, separate_uses
 
 
 class Recurrent(nn.Module):

@@ -4,8 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from urank.subspaces import Spectrum, dimension_for_energy, output_gram
-from urank.utilization import error_bound, project_weight, utilized_rank
+from urank.subspaces import Spectrum, dimension_for_energy, error_bound, output_gram, project_weight, utilized_rank
 
 
 def gaussian(*shape):

@@ -11,11 +11,12 @@ from conftest import briefly_trained, in_batches, small_cnn, structured_images
 from torch import nn
 
 from urank import datasets, distributed
+from urank.calibration import accumulate_grams
 from urank.files import write_json, write_tensors, write_weights
-from urank.search import search_ranks
-from urank.subspaces import accumulate_grams
-from urank.training import Recipe, evaluate, fit
-from urank.validation import Validation
+from urank.search.bisection import search_ranks
+from urank.search.validation import Validation, evaluate
+from urank.training.fitting import fit
+from urank.training.recipe import Recipe
 
 
 def main(folder: Path) -> None:

@@ -6,32 +6,36 @@ tables of arXiv 2407.04797.
 """
 
 import urank._operators  # noqa: F401  must precede the first import of torchvision or timm
-from urank.allocation import keep_freed_memory
 from urank.attention import explicit_attention
 from urank.baselines import energy_rank, output_pca, weight_svd
-from urank.decompose import Cost, count_cost, decompose, load_compact, merge_useless, project_network, save_compact
-from urank.experiments import run
+from urank.calibration import accumulate_grams
+from urank.factorize import Cost, count_cost, decompose, load_compact, merge_useless, project_network, save_compact
 from urank.layers import coverage, matrix_layers, set_weight_matrix, skipped_layers, weight_matrix
+from urank.memory import keep_freed_memory
 from urank.models import create
 from urank.plan import LayerRank, Probe, RankPlan
-from urank.profiles import load_profile, reproduce
-from urank.records import Experiment, Record
-from urank.replay import Replay
-from urank.search import search_ranks
-from urank.subspaces import Spectrum, accumulate_grams, dimension_for_energy, output_gram, projector
-from urank.training import Recipe, evaluate, fit
-from urank.uses import separate_uses
-from urank.utilization import error_bound, project_weight, utilized_rank
-from urank.validation import Validation
+from urank.search.bisection import search_ranks
+from urank.search.replay import Replay
+from urank.search.validation import Validation, evaluate
+from urank.shared_layers import separate_uses
+from urank.subspaces import (
+    Spectrum,
+    dimension_for_energy,
+    error_bound,
+    output_gram,
+    project_weight,
+    projector,
+    utilized_rank,
+)
+from urank.training.fitting import fit
+from urank.training.recipe import Recipe
 
 __all__ = [
     "Cost",
-    "Experiment",
     "LayerRank",
     "Probe",
     "RankPlan",
     "Recipe",
-    "Record",
     "Replay",
     "Spectrum",
     "Validation",
@@ -48,7 +52,6 @@ __all__ = [
     "fit",
     "keep_freed_memory",
     "load_compact",
-    "load_profile",
     "matrix_layers",
     "merge_useless",
     "output_gram",
@@ -56,8 +59,6 @@ __all__ = [
     "project_network",
     "project_weight",
     "projector",
-    "reproduce",
-    "run",
     "save_compact",
     "search_ranks",
     "separate_uses",

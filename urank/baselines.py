@@ -14,12 +14,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from urank.decompose import planned_layers
+from urank.factorize import planned_layers
 from urank.layers import matrix_layers, weight_matrix
 from urank.plan import LayerRank, RankPlan
-from urank.search import check_grams
-from urank.subspaces import dimension_for_energy, layer_spectra
-from urank.utilization import project_weight, utilized_rank
+from urank.search.bisection import check_grams
+from urank.subspaces import dimension_for_energy, layer_spectra, project_weight, utilized_rank
 
 SIDES = ("both", "input", "output")
 

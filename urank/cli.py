@@ -10,15 +10,17 @@ import pandas as pd
 import torch
 import typer
 
-from urank import agreement, profiles
-from urank import status as paper_status
-from urank.allocation import keep_freed_memory
 from urank.deadline import OutOfTime
 from urank.distributed import is_first, processes
-from urank.experiments import pick_device
-from urank.profiles import load_profile, profile_names, run_folder
-from urank.records import Experiment, Record
-from urank.stages import STAGES, stages_of
+from urank.memory import keep_freed_memory
+from urank.reproduction import compare as record_comparison
+from urank.reproduction import profiles
+from urank.reproduction import status as paper_status
+from urank.reproduction.experiment import Experiment
+from urank.reproduction.profiles import folder_of, load_profile, profile_names
+from urank.reproduction.record import Record
+from urank.reproduction.runner import pick_device
+from urank.reproduction.stages import STAGES, stages_of
 
 MENDABLE = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)  # by who runs it: one sentence says what
 UNFINISHED = os.EX_TEMPFAIL  # exit status 75: the same command goes on
@@ -76,7 +78,7 @@ def reproduce(
             typer.echo(sentence(error, f"{name}: "), err=True)
             failed.append(name)
         else:
-            say(f"{summary(name, record)}\n  record: {run_folder(profile, name) / 'record.json'}")
+            say(f"{summary(name, record)}\n  record: {folder_of(profile, name) / 'record.json'}")
     if failed:
         raise ValueError(f"{len(failed)} of {len(names)} experiments failed: {', '.join(failed)}")
 
@@ -105,7 +107,7 @@ def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
     width = missing["item"].str.len().max()
     typer.echo("\n".join(missing["item"].str.ljust(width) + "  " + missing["needs"]) + "\n")
     names = loaded.names(seeds=parse_seeds(seeds))
-    rows = {name: stage_states(loaded.find(name), run_folder(profile, name)) for name in names}
+    rows = {name: stage_states(loaded.find(name), folder_of(profile, name)) for name in names}
     typer.echo(pd.DataFrame(rows).T.to_string())
 
 
@@ -124,7 +126,7 @@ def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --o
     Of a pattern those that have been run; the others are named.
     """
     chosen = load_profile(profile).names(names)
-    unfinished = [name for name in chosen if not (run_folder(profile, name) / "record.json").exists()]
+    unfinished = [name for name in chosen if not (folder_of(profile, name) / "record.json").exists()]
     published = [name for name in chosen if name not in unfinished]
     for name in published:
         typer.echo(profiles.publish(profile, name))
@@ -132,7 +134,7 @@ def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --o
     for note in dict.fromkeys(note for name in published for note in paper_status.outdated(name, committed)):
         typer.echo(f"note: {note}", err=True)
     if unfinished:
-        raise ValueError(f"{', '.join(unfinished)}: no record in {run_folder(profile, '')} yet; run to the end first")
+        raise ValueError(f"{', '.join(unfinished)}: no record in {folder_of(profile, '')} yet; run to the end first")
 
 
 @app.command()
@@ -149,7 +151,7 @@ def compare(
     other: Annotated[Path, typer.Argument(help="Another, of the same network.")],
 ) -> None:
     """How far two records agree: what was run otherwise, what was measured, which ranks differ."""
-    typer.echo(agreement.report(Record.load(one), Record.load(other)))
+    typer.echo(record_comparison.report(Record.load(one), Record.load(other)))
 
 
 def summary(name: str, record: Record) -> str:

@@ -5,6 +5,7 @@ Of several processes that compute one thing together (see `distributed`) only th
 Weights are safetensors or are read with `weights_only=True`; nothing is unpickled.
 """
 
+import hashlib
 import json
 import re
 import uuid
@@ -15,7 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from urank.distributed import is_first
 
@@ -113,3 +114,11 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, to
         return safetensors.torch.load_file(path, device=str(device))
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: damaged weights ({error}); delete the file to compute it again") from error
+
+
+def tensors_digest(text: str, *tensors: Tensor) -> str:
+    """Twelve hexadecimal digits that change with `text` and with the content of the tensors."""
+    hasher = hashlib.sha256(text.encode())
+    for tensor in tensors:
+        hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return hasher.hexdigest()[:12]

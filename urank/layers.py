@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from urank.attention import obstacle
-from urank.precision import full_precision
+from urank.numerics import full_precision
 
 MatrixLayer = nn.Linear | nn.Conv2d
 

@@ -10,6 +10,7 @@ from typing import get_args, get_origin
 import pandas as pd
 
 from urank.files import read_json, write_json
+from urank.subspaces import mean_layer_utilization, utilization
 
 COLUMNS = ["layer", "d", "m", "weight_rank", "k_s", "k_t", "rank", "utilization", "correct"]
 COUNTS = ("labels", "agreement")  # what a correct image agrees with: its label, or the unmodified network's answer
@@ -51,7 +52,7 @@ class LayerRank:
     @property
     def utilization(self) -> float:
         """rank / min(d, m), between 0 and 1."""
-        return self.rank / min(self.d, self.m)
+        return utilization(self.rank, self.d, self.m)
 
     @property
     def useful(self) -> bool:
@@ -85,12 +86,12 @@ class RankPlan:
     @property
     def mlu(self) -> float:
         """Mean layer utilization, between 0 and 1; a ValueError for a plan of no layer."""
-        return mean(layer.utilization for layer in self.layers)
+        return mean_layer_utilization(layer.utilization for layer in self.layers)
 
     @property
     def weight_mlu(self) -> float:
         """The same mean with the rank of the unaltered W: the paper's "original MLU", between 0 and 1."""
-        return mean(layer.weight_rank / min(layer.d, layer.m) for layer in self.layers)
+        return mean_layer_utilization(utilization(layer.weight_rank, layer.d, layer.m) for layer in self.layers)
 
     @property
     def least_correct(self) -> int:
@@ -152,13 +153,6 @@ class RankPlan:
 def allowed_loss(tolerance: float, total: int) -> int:
     """floor(tolerance total / 100) images, for the decimal number that was written (0.29 of 10,000 is 29)."""
     return math.floor(Fraction(str(tolerance)) * total / 100)
-
-
-def mean(shares: Iterable[float]) -> float:
-    shares = list(shares)
-    if not shares:
-        raise ValueError("no layer: the mean layer utilization of nothing is undefined")
-    return sum(shares) / len(shares)
 
 
 def typed(entry):

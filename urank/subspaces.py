@@ -1,147 +1,43 @@
-"""What the data spans: Gram matrices, their spectra, and projectors onto the leading directions.
+"""Every formula of arXiv 2407.04797, in the order of the paper.
 
-Activations are never stored. X^T X (d x d) is summed over batches; with X = U Sigma V^T it is V Sigma^2 V^T, so its
-eigenvectors are a basis of the input subspace S and its eigenvalues the squared singular values of X. The output's
-follow without a further pass: Y^T Y = W^T (X^T X) W. (Sections 2.1 and 5.2 of the paper.)
+Row vectors throughout: X (samples, d) holds a layer's inputs, W (d, m) its weight, Y = X W its outputs.
+
+    Gram matrix            X^T X,  Y^T Y = W^T (X^T X) W                 gram_matrix, output_gram   sections 2.1, 5.2
+    spectrum               X^T X = V diag(sigma^2) V^T                   Spectrum                   section 2.1
+    spectral energy        e_k = sum_{i<=k} sigma_i^2 / sum sigma_i^2    spectral_energy            section 2.1
+    dimension for energy   min {k : e_k >= e}                            dimension_for_energy       section 2.1
+    projector              P = V_k V_k^T                                 projector                  eqs. 3-5
+    projected weight       W' = P_S W P_T                                project_weight             eqs. 6-9
+    error bound            ||XW - XW'||_F^2 <= ...                       error_bound                eqs. 10-30
+    utilized rank          r = min {k : e_k(W') >= 0.9999}               utilized_rank              sections 2.3, 3
+    utilization            u = r / min(d, m)                             utilization                section 2.3
+    MLU                    mean of u over all layers                     mean_layer_utilization     section 2.3
+
+Activations are never stored. With X = U Sigma V^T the Gram matrix X^T X is V Sigma^2 V^T: its eigenvectors are a basis
+of the input subspace S, and its eigenvalues are the squared singular values of X.
 """
 
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from urank.distributed import processes, total
-from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers, watch_inputs
-from urank.patches import assemble_gram, patch_products
-from urank.precision import full_precision
+from urank.numerics import eigh, full_precision, singular_values, statistics_precision
 
-FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # CUDA compute capabilities: P100, V100, A100, H100, B200
-ROWS = 4096  # rows multiplied at once: the rounding of float32 products grows with their number
+RANK_ENERGY = 0.9999  # share of the spectral energy that counts towards a rank; the rest is numerical noise (section 3)
+ROWS = 4096  # rows multiplied at a time: the floating-point error of float32 products grows with their number
 
 
-def accumulate_grams(
-    model: nn.Module,
-    batches: Iterable,
-    layers: Sequence[str] | None = None,
-    progress: bool = True,
-    product_dtype: torch.dtype | None = None,
-) -> dict[str, Tensor]:
-    """X^T X (d, d) in float64 of every matrix layer, summed over `batches`, in the order of the forward pass.
-
-    The network runs in evaluation mode, on its device and in its own precision. The sums are float64 and lie on that
-    device, or on the CPU where the device has no float64. Several processes (see `distributed`) share each batch.
-
-    A layer that one forward pass calls several times is measured on the inputs of all its uses together, as one W has
-    to serve them all; to tell them apart, measure `separate_uses(model, images)`.
+def gram_matrix(X: Tensor, product_dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return X^T X (d, d) of rows X (samples, d) in float64.
 
     Args:
-        batches: batches of images, or of (images, labels), on the model's device.
-        layers: measure only these; default all of `matrix_layers(model)`.
-        product_dtype: torch.float64 or torch.float32, the precision of the products that are summed; default what
-            `statistics_precision` says of the device. float32 loses singular values below some 1e-4 of the largest.
+        product_dtype: precision of the products; their sum over blocks of rows is always float64.
 
-    Raises:
-        ValueError: no batch, an unknown layer name, a layer that never runs, or another `product_dtype`.
-        FloatingPointError: an input of a layer holds NaN or infinity, or numbers too large to be multiplied.
+    >>> gram_matrix(torch.tensor([[1.0, 2.0], [2.0, 3.0]])).tolist()
+    [[5.0, 8.0], [8.0, 13.0]]
     """
-    if product_dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(f"products are torch.float32 or torch.float64, got {product_dtype}")
-    found = matrix_layers(model)
-    chosen = {name: found[name] for name in check_names(layers, found)}
-    sums: dict[str, _GramSum] = {}
-    number, count = processes()
-
-    def add(name: str, layer: MatrixLayer, inputs: Tensor) -> None:
-        sums.setdefault(name, _GramSum(name, product_dtype)).add(layer, inputs)
-
-    with evaluating(model):
-        for batch in tqdm(batches, desc="Gram matrices", unit="batch", leave=False, disable=not progress):
-            images = images_of(batch)[number::count]
-            if len(images):
-                watch_inputs(model, images, chosen, add)
-    if not sums:
-        raise ValueError(f"no calibration images: Gram matrices need at least one for each of {count} process(es)")
-    unused = [name for name in chosen if name not in sums]
-    if unused:
-        raise ValueError(
-            f"layers by whose weight the forward pass never multiplies: {', '.join(unused)}; leave them out with "
-            "`layers`"
-        )
-    return {name: total(gram.write()) for name, gram in sums.items()}
-
-
-def images_of(batch) -> Tensor:
-    """The images of a batch that is either these alone or a pair (images, anything)."""
-    return batch[0] if isinstance(batch, tuple | list) else batch
-
-
-def check_names(names: Sequence[str] | None, found: dict[str, MatrixLayer]) -> Sequence[str]:
-    if names is not None and not names:
-        raise ValueError("no layer to measure: the choice of layers is empty")
-    unknown = sorted(set(names or ()) - set(found))
-    if unknown:
-        raise ValueError(f"no such matrix layer: {', '.join(unknown)}; the network has {', '.join(found)}")
-    return list(found) if names is None else names
-
-
-class _GramSum:
-    """X^T X of one layer, summed over the inputs it is called on.
-
-    Writing a convolution's matrix can take longer than computing it, so it is its `patch_products` that are summed.
-    The matrix is written at the end, and when the geometry or the size of the images changes.
-    """
-
-    def __init__(self, name: str, product_dtype: torch.dtype | None):
-        self.name, self.product_dtype = name, product_dtype
-        self.gram: Tensor | None = None
-        self.products: Tensor | None = None
-        self.layer: MatrixLayer | None = None  # with `size`, (h, w) of the images: what `products` come from
-        self.size: tuple[int, ...] = ()
-
-    def add(self, layer: MatrixLayer, inputs: Tensor) -> None:
-        device, dtype = statistics_precision(inputs.device)
-        inputs, dtype = inputs.to(device), self.product_dtype or dtype
-        convolves = isinstance(layer, nn.Conv2d)
-        products = patch_products(layer, inputs, dtype) if convolves else row_gram(input_rows(layer, inputs), dtype)
-        if not torch.isfinite(products.sum()):
-            raise FloatingPointError(
-                f"layer {self.name!r}: its input holds NaN or infinity, or numbers too large to be multiplied; "
-                "check the images and weights"
-            )
-        size = tuple(inputs.shape[2:]) if convolves else ()
-        if size != self.size or repr(layer) != repr(self.layer):  # a convolution's repr is its geometry
-            self.write()
-            self.layer, self.size = layer, size
-        self.products = products if self.products is None else self.products.add_(products)
-
-    def write(self) -> Tensor:
-        """X^T X (d, d) of all that was added."""
-        if self.products is not None:
-            gram = assemble_gram(self.layer, self.size, self.products) if self.size else self.products
-            self.gram = gram if self.gram is None else self.gram.add_(gram)
-            self.products = None
-        return self.gram
-
-
-def statistics_precision(device: torch.device) -> tuple[torch.device, torch.dtype]:
-    """Where the statistics of data on `device` are summed, always in float64, and the precision of their products.
-
-    Products are float64 as well where that is fast: on the CPU, and on CUDA GPUs of the compute capabilities in
-    `FAST_FLOAT64`, which do half as many float64 operations a second as float32 ones. Other CUDA GPUs do 1/32 or 1/64
-    as many: products are float32 there (never TF32). Apple's MPS has no float64 at all: its data goes to the CPU.
-    """
-    if device.type == "mps":
-        return torch.device("cpu"), torch.float64
-    slow = device.type == "cuda" and torch.cuda.get_device_capability(device) not in FAST_FLOAT64
-    return device, torch.float32 if slow else torch.float64
-
-
-def row_gram(X: Tensor, product_dtype: torch.dtype = torch.float64) -> Tensor:
-    """X^T X (d, d) of rows X (rows, d): a float64 sum over blocks of rows, each multiplied in `product_dtype`."""
     gram = X.new_zeros(X.shape[1], X.shape[1], dtype=torch.float64)
     with full_precision(X.device):
         for rows in X.split(ROWS):
@@ -150,30 +46,21 @@ def row_gram(X: Tensor, product_dtype: torch.dtype = torch.float64) -> Tensor:
     return gram
 
 
-def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (n,), ascending, and eigenvectors (n, n) of a symmetric matrix; see `Spectrum.of` for failures."""
-    try:
-        return torch.linalg.eigh(matrix)
-    except RuntimeError as error:  # LinAlgError and NotImplementedError are; cuSOLVER fails as itself
-        n, device = len(matrix), matrix.device
-        warnings.warn(f"eigh of a {n} x {n} matrix failed on {device}: trying NumPy's ({error})", stacklevel=3)
-        # Another LAPACK: MKL's in torch, on two threads, does not converge on some matrices that are zero in most rows.
-        return tuple(torch.from_numpy(part).to(device) for part in np.linalg.eigh(matrix.cpu().numpy()))
-
-
-def singular_values(W: Tensor) -> Tensor:
-    """The singular values of W (d, m) in float64, the largest first, on the processor.
-
-    One algorithm for all devices, at little cost: 0.05 s for 4608 x 512 on 16 cores, 0.04 s on an H100.
-    """
-    return torch.linalg.svdvals(W.cpu().double())
+def output_gram(gram: Tensor, W: Tensor) -> Tensor:
+    """Return Y^T Y = W^T (X^T X) W, (m, m), from X^T X (d, d) and W (d, m) (section 5.2)."""
+    return W.T @ gram @ W
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues (n,) and eigenvectors (n, n), as columns, of a Gram matrix, the largest first.
+    """Eigenvalues (n,) and eigenvectors (n, n) of a Gram matrix, in descending order.
 
-    The eigenvalues are squared singular values of the data, in the data's units squared, never negative.
+    Attributes:
+        eigenvalues: squared singular values of the data, in the squared units of the data; never negative.
+        basis: eigenvectors as columns.
+
+    >>> Spectrum.of(torch.diag(torch.tensor([1.0, 3.0]))).energy.tolist()
+    [0.75, 1.0]
     """
 
     eigenvalues: Tensor
@@ -181,70 +68,200 @@ class Spectrum:
 
     @classmethod
     def of(cls, gram: Tensor) -> "Spectrum":
-        """The spectrum of a Gram matrix (n, n), computed in float64; on the CPU if its device has no float64.
+        """Decompose a Gram matrix (n, n) in float64, on the CPU if its device has no float64.
 
         Warns:
-            UserWarning: torch's eigensolver failed on the device, and NumPy's did the work on the CPU.
+            UserWarning: torch's eigensolver failed on the device; NumPy's result on the CPU was used.
 
         Raises:
-            FloatingPointError: the matrix holds NaN or infinity.
-            numpy.linalg.LinAlgError: NumPy's failed, too.
+            FloatingPointError: the matrix contains NaN or infinity.
+            numpy.linalg.LinAlgError: NumPy's eigensolver failed as well.
         """
         if not torch.isfinite(gram).all():
-            raise FloatingPointError(f"a Gram matrix of shape {tuple(gram.shape)} holds NaN or infinity")
+            raise FloatingPointError(f"a Gram matrix of shape {tuple(gram.shape)} contains NaN or infinity")
         device, _ = statistics_precision(gram.device)
         gram = gram.to(device).double()
         gram = (gram + gram.T) / 2
-        # A feature that is always 0 is an eigenvector of eigenvalue 0: the solver is asked for the others alone.
+        # A feature that is always 0 is an eigenvector with eigenvalue 0: solve for the other features only.
         alive = gram.any(dim=1)
         k, eigenvalues, basis = int(alive.sum()), gram.new_zeros(len(gram)), torch.zeros_like(gram)
         values, vectors = eigh(gram[alive][:, alive])
-        # A Gram matrix has no negative eigenvalue; what rounding makes of a zero is a zero.
+        # A Gram matrix has no negative eigenvalues: a negative result is a rounded zero.
         eigenvalues[:k], basis[alive, :k] = values.flip(0).clamp_min(0), vectors.flip(1)
         basis[~alive, k:] = torch.eye(len(gram) - k, dtype=gram.dtype, device=gram.device)
         return cls(eigenvalues, basis)
 
     @property
     def energy(self) -> Tensor:
-        """Share (n,) of the spectral energy that the first k = 1..n directions hold; all ones for all-zero data."""
-        return cumulative_energy(self.eigenvalues)
+        """Share (n,) of the spectral energy in the first k = 1..n directions; all ones if the data are all zero."""
+        return spectral_energy(self.eigenvalues)
 
 
-def cumulative_energy(squares: Tensor) -> Tensor:
-    """Cumulative sum over total of squared singular values (n,), the largest first; ones where the total is 0."""
+def layer_spectra(gram: Tensor, W: Tensor) -> tuple[Spectrum, Spectrum]:
+    """Return the spectra of X^T X and Y^T Y from X^T X (d, d) and W (d, m), in W's precision and on W's device."""
+    gram = gram.to(W)
+    return Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
+
+
+def spectral_energy(squares: Tensor) -> Tensor:
+    """Return e_k (n,), k = 1..n: cumulative sum over total of squared singular values in descending order.
+
+    All ones if the total is 0.
+
+    >>> spectral_energy(torch.tensor([3.0, 1.0])).tolist()
+    [0.75, 1.0]
+    """
     sums = squares.cumsum(0)
     return sums / sums[-1] if sums[-1] > 0 else torch.ones_like(squares)
 
 
 def dimension_for_energy(spectrum: Spectrum, energy: float) -> int:
-    """The smallest number of leading directions that hold the share `energy` (0 to 1) of the spectral energy.
+    """Return the smallest number of leading directions that hold the share `energy` of the spectral energy.
+
+    >>> dimension_for_energy(Spectrum.of(torch.diag(torch.tensor([1.0, 3.0]))), 0.7)
+    1
 
     Raises:
         ValueError: `energy` is not between 0 and 1.
     """
     if not 0 <= energy <= 1:
-        raise ValueError(f"spectral energy is a share between 0 and 1, got {energy}")
+        raise ValueError(f"energy must be between 0 and 1, got {energy}")
     return int((spectrum.energy < energy).sum()) + 1
 
 
-def output_gram(gram: Tensor, W: Tensor) -> Tensor:
-    """Y^T Y = W^T (X^T X) W, (m, m), from X^T X (d, d) and W (d, m)."""
-    return W.T @ gram @ W
-
-
-def layer_spectra(gram: Tensor, W: Tensor) -> tuple[Spectrum, Spectrum]:
-    """The spectra of X^T X and of Y^T Y, from X^T X (d, d) and W (d, m), in W's precision and where W is."""
-    gram = gram.to(W)
-    return Spectrum.of(gram), Spectrum.of(output_gram(gram, W))
-
-
 def projector(spectrum: Spectrum, k: int) -> Tensor:
-    """P = V_k V_k^T (n, n), the orthogonal projector onto the first k directions (eqs. 3-5).
+    """Return P = V_k V_k^T (n, n), the orthogonal projector onto the first k directions (eqs. 3-5).
+
+    >>> projector(Spectrum.of(torch.diag(torch.tensor([1.0, 3.0]))), 1).tolist()
+    [[0.0, 0.0], [0.0, 1.0]]
 
     Raises:
         ValueError: k is not between 0 and n.
     """
     if not 0 <= k <= len(spectrum.eigenvalues):
-        raise ValueError(f"k must lie between 0 and {len(spectrum.eigenvalues)}, got {k}")
+        raise ValueError(f"k must be between 0 and {len(spectrum.eigenvalues)}, got {k}")
     V = spectrum.basis[:, :k]
     return V @ V.T
+
+
+def project_weight(W: Tensor, inputs: Spectrum, outputs: Spectrum, k_s: int, k_t: int) -> Tensor:
+    """Return W' = P_S W P_T (d, m) (eqs. 6-9); a side with its full dimension is not projected.
+
+    Args:
+        W: (d, m), float64.
+        inputs, outputs: spectra of X^T X (d, d) and of Y^T Y (m, m).
+        k_s, k_t: dimensions of S (1..d) and of T (1..m).
+
+    >>> inputs, outputs = layer_spectra(gram, W)
+    >>> W_projected = project_weight(W, inputs, outputs, k_s=20, k_t=16)
+
+    Raises:
+        ValueError: a dimension is out of range.
+    """
+    d, m = W.shape
+    if not (1 <= k_s <= d and 1 <= k_t <= m):
+        raise ValueError(f"W is {d} x {m}: needs 1 <= k_S <= {d} and 1 <= k_T <= {m}, got {k_s} and {k_t}")
+    if k_s < d:
+        V = inputs.basis[:, :k_s]
+        W = V @ (V.T @ W)
+    if k_t < m:
+        V = outputs.basis[:, :k_t]
+        W = (W @ V) @ V.T
+    return W
+
+
+@dataclass(frozen=True)
+class ErrorBound:
+    """Squared Frobenius norms of the error XW - XW', in the squared units of Y.
+
+    Attributes:
+        output_part: ||Y P_T'||_F^2, the error outside T.
+        input_part: ||X P_S' W P_T||_F^2, the error outside S.
+        bound: upper bound of their sum.
+    """
+
+    output_part: float
+    input_part: float
+    bound: float
+
+    @property
+    def error(self) -> float:
+        """||XW - XW'||_F^2: the two parts are orthogonal, so they add up."""
+        return self.output_part + self.input_part
+
+
+def error_bound(W: Tensor, gram: Tensor, k_s: int, k_t: int) -> ErrorBound:
+    """Return the exact error of W' = P_S W P_T on the calibration data and its bound (eqs. 10-30).
+
+    With P' = I - P,
+
+        XW - XW' = X W P_T' + X P_S' W P_T.
+
+    The rows of the first term are orthogonal to T and those of the second lie in T, so the squared norms add up. The
+    first is the output energy outside T, (1 - e_T) ||Y||_F^2. The second is at most (1 - e_S) ||X||_F^2 ||W||_2^2,
+    because X P_S' has the input energy outside S and W P_T stretches no row by more than ||W||_2. The paper bounds it
+    with Frobenius norms; the spectral norm is never larger.
+
+    Args:
+        W: (d, m).
+        gram: X^T X, (d, d).
+        k_s, k_t: dimensions of S (1..d) and of T (1..m).
+
+    >>> bound = error_bound(W, gram, k_s=20, k_t=16)
+    >>> assert bound.error <= bound.bound
+    """
+    W, gram = W.double(), gram.double()
+    inputs, outputs = layer_spectra(gram, W)
+    outside_s = torch.eye(len(gram), dtype=W.dtype, device=gram.device) - projector(inputs, k_s)
+    lost = outside_s @ W @ projector(outputs, k_t)
+    output_loss = outputs.eigenvalues[k_t:].sum()  # (1 - e_T) ||Y||^2
+    input_loss = inputs.eigenvalues[k_s:].sum()  # (1 - e_S) ||X||^2
+    stretch = torch.linalg.matrix_norm(W, 2).square()
+    return ErrorBound(
+        output_part=output_loss.item(),
+        input_part=(lost * (gram @ lost)).sum().clamp_min(0).item(),
+        bound=(output_loss + input_loss * stretch).item(),
+    )
+
+
+def utilized_rank(W: Tensor, energy: float = RANK_ENERGY) -> int:
+    """Return how many singular values of W (d, m) hold the share `energy` of its spectral energy; 0 if W = 0.
+
+    For W' this is the utilized rank of the layer. For the trained W it is the rank that the paper compares it with.
+
+    >>> utilized_rank(torch.diag(torch.tensor([1.0, 1.0, 1e-3])))
+    2
+
+    Raises:
+        FloatingPointError: W contains NaN or infinity.
+    """
+    if not torch.isfinite(W).all():
+        raise FloatingPointError(f"a weight matrix of shape {tuple(W.shape)} contains NaN or infinity")
+    squares = singular_values(W).square()
+    if squares.sum() == 0:
+        return 0
+    return int((spectral_energy(squares) < energy).sum()) + 1
+
+
+def utilization(rank: int, d: int, m: int) -> float:
+    """Return rank / min(d, m), the share of a layer's possible rank that is used (section 2.3).
+
+    >>> utilization(12, d=27, m=64)
+    0.4444444444444444
+    """
+    return rank / min(d, m)
+
+
+def mean_layer_utilization(utilizations: Iterable[float]) -> float:
+    """Return the MLU: the plain mean of the utilization over all measured layers (section 2.3).
+
+    >>> mean_layer_utilization([0.25, 0.75])
+    0.5
+
+    Raises:
+        ValueError: no layer.
+    """
+    shares = list(utilizations)
+    if not shares:
+        raise ValueError("the mean layer utilization of no layers is undefined")
+    return sum(shares) / len(shares)

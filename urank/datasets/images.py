@@ -260,8 +260,5 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def data_folder() -> Path:
-    """Where the files are: URANK_DATA if set, else data/ of the repository, else (installed elsewhere) ./data."""
-    if os.environ.get("URANK_DATA"):
-        return Path(os.environ["URANK_DATA"]).expanduser()
-    beside = Path(__file__).resolve().parents[2] / "data"
-    return beside if beside.is_dir() else Path("data")
+    """Return the folder of the data sets: the environment variable URANK_DATA if set, else `data`."""
+    return Path(os.environ.get("URANK_DATA") or "data").expanduser()

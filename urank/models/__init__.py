@@ -6,12 +6,11 @@ from functools import partial
 from torch import nn
 
 from urank.models.libraries import BUILDERS, check_library_name, preprocessing
-from urank.models.published import PAPER, Published
 from urank.models.resnet import BLOCKS, ResNet
 from urank.models.transformers import deit, swin, vit
 from urank.models.vgg import STAGES, VGG
 
-__all__ = ["NETWORKS", "PAPER", "Published", "check_name", "create", "preprocessing"]
+__all__ = ["NETWORKS", "check_name", "create", "preprocessing"]
 
 # For 32 x 32 images; called with `classes` and `width`.
 NETWORKS = (

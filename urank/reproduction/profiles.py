@@ -1,0 +1,211 @@
+"""Profiles: which experiments are run, at which size. One YAML file each in `profiles/`.
+
+The live results of a profile lie under `runs/PROFILE/DATASET/NETWORK[@VARIANT][-sSEED]` (the environment variable
+URANK_RUNS names another folder than `runs`), the committed measurements under `data/records/`.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import yaml
+from torch import Tensor, nn
+
+from urank.reproduction import run_folder
+from urank.reproduction.experiment import Experiment, check_held_out, check_start
+from urank.reproduction.paths import NOTEBOOKS, PROFILES, RECORDS, ROOT
+from urank.reproduction.provenance import digest
+from urank.reproduction.record import Record
+from urank.reproduction.runner import run
+
+
+def runs_folder() -> Path:
+    return Path(os.environ.get("URANK_RUNS", ROOT / "runs"))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Experiments by name, for example "digits10/vgg11", and for each notebook the names of those it shows."""
+
+    name: str
+    experiments: dict[str, Experiment]
+    notebooks: dict[str, list[str]]
+
+    def find(self, name: str) -> Experiment:
+        """The experiment called `name`: one that is listed, or a listed one with another seed ("digits10/vgg11-s2").
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name in self.experiments:
+            return self.experiments[name]
+        seed = re.search(r"-s(\d+)$", name)
+        for experiment in self.experiments.values():
+            seeded = self.with_seed(experiment, int(seed[1]) if seed else 0)
+            if seeded.name == name:
+                return seeded
+        raise ValueError(
+            f"profile {self.name!r} has no experiment {name!r}: choose one of {', '.join(self.experiments)}"
+        )
+
+    def with_seed(self, experiment: Experiment, seed: int) -> Experiment:
+        """The same experiment with another seed, starting from what it starts from with that seed."""
+        if experiment.seed == seed:
+            return experiment
+        start = experiment.start and self.with_seed(self.find(experiment.start), seed).name
+        return replace(experiment, seed=seed, start=start)
+
+    def names(self, patterns: Iterable[str] = (), seeds: Iterable[int] = ()) -> list[str]:
+        """The experiments whose names, as dataset/network or network/dataset, match a pattern; default all of them.
+
+        Args:
+            patterns: names, or patterns with "*" and "?".
+            seeds: each experiment with each of these seeds; default the seeds that are listed.
+
+        Raises:
+            ValueError: nothing matches a pattern.
+        """
+        matching = [name for pattern in patterns or ["*"] for name in self._matching(pattern)]
+        if seeds:
+            matching = [self.with_seed(self.find(name), seed).name for name in matching for seed in seeds]
+        return list(dict.fromkeys(matching))
+
+    def _matching(self, pattern: str) -> list[str]:
+        forms = {name: [name, "/".join(reversed(name.split("/", 1)))] for name in self.experiments}
+        matching = [name for name, both in forms.items() if any(fnmatchcase(form, pattern) for form in both)]
+        return matching or [self.find(pattern).name]
+
+
+def profile_names() -> list[str]:
+    return sorted(file.stem for file in PROFILES.glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read `profiles/NAME.yaml`.
+
+    Raises:
+        ValueError: no such profile, not YAML, an unknown key, notebook or experiment, two experiments of one name, or
+            an experiment that cannot start from what it says.
+    """
+    path = PROFILES / f"{name}.yaml"
+    if not path.exists():
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(profile_names())}")
+    try:
+        return parse_profile(name, yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse_profile(name: str, content: object) -> Profile:
+    if not isinstance(content, dict) or content.keys() != {"experiments", "notebooks"}:
+        raise ValueError("a profile has two keys: 'experiments', a list, and 'notebooks', a mapping")
+    if not isinstance(content["experiments"], list):
+        raise ValueError("'experiments' must be a list")
+    if not isinstance(content["notebooks"], dict):
+        raise ValueError("'notebooks' must be a mapping from a notebook to a list of experiments")
+    listed = [Experiment.from_dict(entry) for entry in content["experiments"]]
+    by_name = {experiment.name: experiment for experiment in listed}
+    if len(by_name) < len(listed):
+        raise ValueError("two experiments have the same data set, network, variant and seed")
+    check_starts(by_name)
+    for notebook, shown in content["notebooks"].items():
+        if not (NOTEBOOKS / f"{notebook}.ipynb").exists():
+            raise ValueError(f"there is no notebook {notebook!r} in notebooks/")
+        if not isinstance(shown, list):
+            raise ValueError(f"notebook {notebook!r} must have a list of experiments, not {shown!r}")
+        for experiment in set(shown) - set(by_name):
+            raise ValueError(f"notebook {notebook!r} shows {experiment!r}, which the profile does not run")
+    return Profile(name, by_name, content["notebooks"])
+
+
+def check_starts(by_name: dict[str, Experiment]) -> None:
+    """Follow every experiment to the one that starts from seeded weights; refuse an unknown start, and a circle."""
+    for experiment in by_name.values():
+        path = [experiment.name]
+        while (start := by_name[path[-1]].start) is not None:
+            if start not in by_name:
+                raise ValueError(f"{path[-1]!r} starts from {start!r}, which the profile does not run")
+            if start in path:
+                raise ValueError(f"experiments start from each other: {' from '.join([*path, start])}")
+            check_start(by_name[path[-1]], by_name[start])
+            check_held_out(experiment, by_name[start])
+            path.append(start)
+
+
+def folder_of(profile: str, name: str) -> Path:
+    """Where the stages and the record of one experiment of a profile lie."""
+    return runs_folder() / profile / name
+
+
+def reproduce(
+    profile: str, name: str, device: str = "auto", same_code: bool = False, deadline: float | None = None
+) -> Record:
+    """Run one experiment of a profile, or read its record where it has been run (see `experiments.run`).
+
+    What it starts from is run first.
+
+    Raises:
+        ValueError: the profile has no experiment of this name.
+        OutOfTime: the deadline has passed and something is left.
+    """
+    experiment, start = load_profile(profile).find(name), None
+    if experiment.start is not None:
+        reproduce(profile, experiment.start, device, same_code, deadline)
+        start = folder_of(profile, experiment.start)
+    folder = folder_of(profile, name)
+    return run(experiment, folder, device, same_code=same_code, start=start, deadline=deadline)
+
+
+def publish(profile: str, name: str) -> Path:
+    """Copy the record of an experiment that has been run to `data/records/`, and return where it lies now.
+
+    Raises:
+        ValueError: it has not been run to its end.
+    """
+    source, target = folder_of(profile, name) / "record.json", RECORDS / f"{name}.json"
+    if not source.exists():
+        raise ValueError(f"{source}: {name} has no record yet; run it to its end first")
+    Record.load(source).save(target)
+    return target
+
+
+def live_records(profile: str, notebook: str) -> list[Record]:
+    """The records that a notebook shows live, run where they have not been."""
+    notebooks = load_profile(profile).notebooks
+    if notebook not in notebooks:
+        raise ValueError(f"profile {profile!r} has no notebook {notebook!r}: it has {', '.join(notebooks)}")
+    return [reproduce(profile, name) for name in notebooks[notebook]]
+
+
+def trained_network(profile: str, record: Record) -> nn.Module:
+    """The trained network behind a live record, on the CPU.
+
+    Raises:
+        ValueError: the run has another network by now.
+    """
+    folder = folder_of(profile, record.experiment.name)
+    if digest(folder / "original.safetensors") != record["weights"]:
+        raise ValueError(f"{folder}: its network is no longer that of the record; reproduce it first")
+    return run_folder.original_network(record.experiment, folder)
+
+
+def calibrated_grams(profile: str, record: Record) -> dict[str, Tensor]:
+    """X^T X of its layers, in the order of the forward pass, on the CPU."""
+    return run_folder.calibrated_grams(folder_of(profile, record.experiment.name))
+
+
+def recorded(pattern: str = "*/*") -> list[Record]:
+    """The committed records whose names match, for example "cifar10/vgg11" or "cifar10/*"; "*" also stands for "/".
+
+    They come by name, resnet18 before resnet101.
+    """
+    names = [path.relative_to(RECORDS).with_suffix("").as_posix() for path in RECORDS.rglob("*.json")]
+    return [Record.load(RECORDS / f"{name}.json") for name in sorted(names, key=natural) if fnmatchcase(name, pattern)]
+
+
+def natural(name: str) -> list[str | int]:
+    """A sorting key by which the numbers in names count as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,6 @@
+"""Train and fine-tune networks: `Recipe` and `fit`."""
+
+from urank.training.fitting import fit
+from urank.training.recipe import Recipe
+
+__all__ = ["Recipe", "fit"]
