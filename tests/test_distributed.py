@@ -77,7 +77,7 @@ def test_same_statistics_of_batch_norm(results):
 def test_an_experiment_on_two_processes(tmp_path):
     """Every stage, written once, each process at the same stage as the other; and again, with nothing to do."""
     code = (
-        "import sys; from conftest import UNTRAINED; from urank.experiments import run; "
+        "import sys; from conftest import UNTRAINED; from urank.reproduction.runner import run; "
         "print(run(UNTRAINED, sys.argv[1], 'cpu', progress=False).plan.mlu)"
     )
     script = tmp_path / "script.py"

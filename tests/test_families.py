@@ -13,8 +13,9 @@ from torchvision.models import RegNet, VisionTransformer
 from torchvision.models.regnet import BlockParams
 
 import urank
-from urank.models import PAPER, create
+from urank.models import create
 from urank.plan import LayerRank, RankPlan
+from urank.reproduction.paper_networks import PAPER
 
 IMAGES = 8
 

@@ -212,7 +212,7 @@ class TestTable3:
             (dataset, "vgg11", source) for dataset in ("cifar10", "cifar100") for source in ("paper", "measured")
         ]
         assert frame.index.tolist() == sources
-        printed = pd.read_csv(paper.FOLDER / "table3_cifar.csv").set_index(["model", "dataset"])
+        printed = pd.read_csv(paper.PAPER / "table3_cifar.csv").set_index(["model", "dataset"])
         columns = [
             "original_top1", "original_mlu", "mlu", "decomposed_top1", "delta_printed", "params_ratio", "flops_ratio"
         ]  # fmt: skip

@@ -37,7 +37,7 @@ def test_table3_of_vgg11_as_printed():
     assert table.loc[("cifar100", "vgg19"), columns].tolist() == [70.2, 99, 71.8, 51, 0.38, 0.68, 1.6]
 
 
-@pytest.mark.parametrize("path", sorted(paper.FOLDER.glob("*.csv")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(paper.PAPER.glob("*.csv")), ids=lambda path: path.stem)
 def test_every_file_is_a_table(path):
     assert len(paper.table(path.stem)) > 0
 

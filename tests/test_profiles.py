@@ -7,9 +7,10 @@ from conftest import TINY, finished
 from urank import models
 from urank.factorize import count_cost
 from urank.files import read_weights
-from urank.reproduction import profiles, record
-from urank.reproduction.experiment import as_json
+from urank.reproduction import profiles
+from urank.reproduction.experiment import as_json, fresh_network
 from urank.reproduction.profiles import folder_of, load_profile, recorded, reproduce, runs_folder
+from urank.reproduction.record import Record
 from urank.reproduction.run_folder import calibrated_grams
 
 NAMES = sorted(path.stem for path in profiles.PROFILES.glob("*.yaml"))
@@ -74,7 +75,7 @@ class TestCommittedProfiles:
                 models.preprocessing(experiment.network, experiment.pretrained)["size"] if experiment.pretrained else 32
             )
             with torch.device("meta"):
-                network = record.fresh_network(experiment, fetch=False)
+                network = fresh_network(experiment, fetch=False)
                 assert count_cost(network, (3, side, side)).params > 0
             if experiment.dataset.startswith("digits"):
                 assert not experiment.train.flip and not experiment.finetune.flip  # a mirrored digit is none
@@ -259,7 +260,7 @@ class TestRecorded:
         names = [("cifar10", "resnet18"), ("cifar10", "resnet101"), ("cifar10", "vgg11"), ("cifar100", "resnet18")]
         for dataset, network in names[::-1]:
             experiment = finished()[1]["experiment"] | dict(dataset=dataset, network=network, data={}, sweep=[])
-            record.Record(finished()[1].content | dict(experiment=experiment)).save(
+            Record(finished()[1].content | dict(experiment=experiment)).save(
                 tmp_path / dataset / f"{network}.json"
             )
         experiments = [record["experiment"] for record in recorded()]

@@ -4,11 +4,11 @@ import math
 import naive
 import pytest
 import torch
-import urank.validation
 from conftest import NETWORKS, briefly_trained, in_batches, small_mlp, structured_images
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+import urank.search.validation
 from urank import datasets
 from urank.calibration import accumulate_grams
 from urank.deadline import OutOfTime
@@ -416,7 +416,7 @@ class TestValidation:
         digits = datasets.load("digits10", train=60, test=50)
         network, batches = create("vgg11", width=0.06).eval(), digits.batches(digits.test, 16)
         held = Validation(batches).hardest_first(network)[0]
-        monkeypatch.setattr(urank.validation, "HELD", batches.nbytes - 1)
+        monkeypatch.setattr(urank.search.validation, "HELD", batches.nbytes - 1)
         left = Validation(batches).hardest_first(network)[0]
         assert isinstance(left.batches, datasets.Batches) and not isinstance(held.batches, datasets.Batches)
         assert left.total == held.total == 50
@@ -425,7 +425,7 @@ class TestValidation:
             assert one[0].equal(other[0]) and one[1].equal(other[1])
         calibration = digits.batches(digits.train)
         plan = search(network, calibration, batches, tolerance=10)
-        monkeypatch.setattr(urank.validation, "HELD", batches.nbytes)
+        monkeypatch.setattr(urank.search.validation, "HELD", batches.nbytes)
         assert search(network, calibration, batches, tolerance=10) == plan
 
     def test_counts_in_evaluation_mode(self, trained):

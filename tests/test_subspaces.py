@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from timm.layers import Conv2dSame
 from torch import nn
 
-from urank import subspaces
+from urank import calibration, subspaces
 from urank.calibration import accumulate_grams
 from urank.conv_gram import patch_gram
 from urank.numerics import statistics_precision
-from urank.subspaces import Spectrum, dimension_for_energy, output_gram, projector, row_gram
+from urank.subspaces import Spectrum, dimension_for_energy, gram_matrix, output_gram, projector
 
 
 def raising(error):
@@ -56,8 +56,8 @@ class TestGrams:
 
     def test_write_a_convolutions_matrix_once_while_the_images_keep_their_size(self, monkeypatch):
         written = []
-        assemble = subspaces.assemble_gram
-        monkeypatch.setattr(subspaces, "assemble_gram", lambda *args: (written.append(args[1]), assemble(*args))[1])
+        assemble = calibration.assemble_gram
+        monkeypatch.setattr(calibration, "assemble_gram", lambda *args: (written.append(args[1]), assemble(*args))[1])
         model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
         sizes = [(6, 6), (6, 6), (6, 6), (5, 7), (5, 7), (6, 6)]
         batches = [torch.randn(2, 3, *size) for size in sizes]
@@ -80,7 +80,7 @@ class TestGrams:
     def test_take_float32_products_where_the_device_has_slow_float64(self, monkeypatch):
         layer, x = nn.Sequential(nn.Linear(5, 2)), torch.randn(30, 5)
         slow = lambda device: (device, torch.float32)  # noqa: E731
-        monkeypatch.setattr(subspaces, "statistics_precision", slow)
+        monkeypatch.setattr(calibration, "statistics_precision", slow)
         single = accumulate_grams(layer, [x], progress=False)["0"]
         assert torch.equal(single, (x.T @ x).double())
         forced = accumulate_grams(layer, [x], progress=False, product_dtype=torch.float64)["0"]
@@ -262,9 +262,9 @@ class TestPrecision:
     def test_blocks_of_rows_are_summed_in_float64(self, monkeypatch):
         """2^24 + 1 needs one bit more than float32 has."""
         X = torch.tensor([[2.0**12], [1.0]])
-        assert row_gram(X, torch.float32).item() == 2**24
+        assert gram_matrix(X, torch.float32).item() == 2**24
         monkeypatch.setattr(subspaces, "ROWS", 1)
-        assert row_gram(X, torch.float32).item() == 2**24 + 1
+        assert gram_matrix(X, torch.float32).item() == 2**24 + 1
 
     def test_float32_products_of_rows_are_never_tf32_nor_autocast(self, tf32_allowed, monkeypatch):
         X, seen, matmul = torch.randn(20, 6), set(), torch.backends.cuda.matmul
@@ -276,7 +276,7 @@ class TestPrecision:
 
         with monkeypatch.context() as patched, torch.autocast("cpu", dtype=torch.bfloat16):
             patched.setattr(torch.Tensor, "__matmul__", spied)
-            row_gram(X, torch.float32)
+            gram_matrix(X, torch.float32)
         assert matmul.fp32_precision == "tf32"
         assert seen == {(torch.float32, "ieee", False)}
 
