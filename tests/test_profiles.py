@@ -260,9 +260,7 @@ class TestRecorded:
         names = [("cifar10", "resnet18"), ("cifar10", "resnet101"), ("cifar10", "vgg11"), ("cifar100", "resnet18")]
         for dataset, network in names[::-1]:
             experiment = finished()[1]["experiment"] | dict(dataset=dataset, network=network, data={}, sweep=[])
-            Record(finished()[1].content | dict(experiment=experiment)).save(
-                tmp_path / dataset / f"{network}.json"
-            )
+            Record(finished()[1].content | dict(experiment=experiment)).save(tmp_path / dataset / f"{network}.json")
         experiments = [record["experiment"] for record in recorded()]
         assert [(one["dataset"], one["network"]) for one in experiments] == names
 
