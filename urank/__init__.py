@@ -6,6 +6,7 @@ tables of arXiv 2407.04797.
 """
 
 import urank._operators  # noqa: F401  must precede the first import of torchvision or timm
+from urank._version import __version__
 from urank.attention import explicit_attention
 from urank.baselines import energy_rank, output_pca, weight_svd
 from urank.calibration import accumulate_grams
@@ -39,6 +40,7 @@ __all__ = [
     "Replay",
     "Spectrum",
     "Validation",
+    "__version__",
     "accumulate_grams",
     "count_cost",
     "coverage",
