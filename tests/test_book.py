@@ -1,4 +1,4 @@
-"""The notebooks' sources, and the book that `make test` builds from them at the smoke profile."""
+"""The notebooks, the pages, the README, and the book that `make test` builds with the smoke profile."""
 
 import json
 import re
@@ -20,7 +20,7 @@ TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
 PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
-SHOWN = [path for path in SOURCES if path.stem.startswith(("figure", "table"))]  # the others are pages about them
+SHOWN = [path for path in SOURCES if path.stem.startswith(("figure", "table"))]  # the others are about these
 TABLES = {"coverage", "discrepancies", "status", "table2_hyperparameters"}  # pages without a picture
 
 built = pytest.mark.skipif(not (BUILD / "_build").exists(), reason="the book is not built; `make test` builds it")
@@ -59,7 +59,7 @@ def test_every_figure_and_table_of_the_paper_has_its_notebook():
 
 
 def test_the_first_picture_is_drawn_from_the_committed_record(tmp_path):
-    """`make book/figure1.png` after the record or the figure has changed."""
+    """Run `make book/figure1.png` after a change of the record or of the figure."""
     committed, drawn = ROOT / "book" / "figure1.png", tmp_path / "figure1.png"
     figures.spectra(*profiles.recorded("cifar10/vgg11")).savefig(drawn, dpi=130)
     assert compare_images(str(committed), str(drawn), tol=1) is None
@@ -220,5 +220,5 @@ class TestExecuted:
 
 @built
 @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
-def test_says_from_which_run_its_live_numbers_are(path):
+def test_names_the_run_of_its_live_numbers(path):
     assert "digits10" in html(f"notebooks/{path.stem}")
