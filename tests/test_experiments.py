@@ -394,7 +394,7 @@ class TestDamage:
         (copied / "calibrate.json").unlink()
         fewer = datasets.load("digits10", train=400, test=90)
         monkeypatch.setattr(run_folder, "load_images", lambda _: fewer)
-        with pytest.raises(ValueError, match="labels.json: began with other digits10 images"):
+        with pytest.raises(ValueError, match="labels.json: this run began with other digits10 images"):
             again(TINY, copied)
 
     def test_folder_without_its_experiment_json(self, copied, record):
@@ -636,7 +636,7 @@ class TestHoldout:
         assert record["consulted"] == "test"
 
     def test_of_all_images_is_refused(self, dataset):
-        with pytest.raises(ValueError, match="of 400 training images 400 cannot be held out"):
+        with pytest.raises(ValueError, match="cannot hold out 400 of 400 training images"):
             run_folder.hold_out(dataset, 400)
 
 
