@@ -454,7 +454,7 @@ class TestFromDict:
             (dict(netwrok="vgg11"), "netwrok"),
             (dict(train=dict(epochs=1, rate=0.1)), "rate"),
             (dict(train=dict(lr=0.1)), "epochs"),
-            (dict(train=None), "train holds the fields of a recipe, not None"),
+            (dict(train=None), "train must be a mapping of recipe fields, got None"),
             (dict(train=dict(epochs=-1)), "epochs"),
             (dict(train=dict(epochs=1, lr="1e-1")), "lr"),  # what YAML reads 1e-1 as
             (dict(sweep="features.8"), "sweep"),  # a name is a sequence of letters
@@ -474,8 +474,8 @@ class TestFromDict:
             (dict(calibration=-5), "calibration must be a whole number of at least 1"),
             (dict(calibration="1000"), "calibration must be a whole number"),
             (dict(validation=0), "validation must be a whole number of at least 1"),
-            (dict(data=None), "data holds options"),
-            (dict(variant="x-s12"), "does not end like a seed"),
+            (dict(data=None), "data must be a mapping"),
+            (dict(variant="x-s12"), "not end like a seed"),
             (dict(baseline="no"), "baseline"),
         ],
         ids=str,
@@ -555,8 +555,8 @@ class TestStart:
     @pytest.mark.parametrize(
         "changes, named",
         [
-            (dict(width=0.25), "width 0.25: it cannot start from digits10/vgg11"),
-            (dict(network="vgg13"), "vgg13 of width 0.125: it cannot start"),
+            (dict(width=0.25), r"width 0.25\) cannot start from digits10/vgg11"),
+            (dict(network="vgg13"), r"\(vgg13, width 0.125\) cannot start"),
             (dict(start="digits10/vgg13"), "starts from digits10/vgg13, not from digits10/vgg11"),
             (dict(holdout=5), "holds out 5 images"),
             (dict(start=None), "start must be None, because its weights are seeded"),
@@ -609,7 +609,7 @@ class TestOrder:
         assert found.layers != record.plan.layers
 
     def test_another_one_is_refused(self):
-        with pytest.raises(ValueError, match="order is 'forward' or 'backward', not 'sideways'"):
+        with pytest.raises(ValueError, match="order must be 'forward' or 'backward', got 'sideways'"):
             replace(TINY, order="sideways")
 
 

@@ -198,7 +198,7 @@ class TestExperiment:
     def test_is_nothing_to_start_from(self, experiment):
         """The images would be seen as no weights want them."""
         variant = replace(experiment, pretrained=None, variant="b", start=experiment.name)
-        with pytest.raises(ValueError, match="whose weights are published: name these as `pretrained`"):
+        with pytest.raises(ValueError, match="which has published weights; use `pretrained`"):
             check_start(variant, experiment)
 
     def test_starts_from_one_thing(self, experiment):

@@ -44,7 +44,7 @@ FAULTS = {
     "unknown start": (listed("start: digits10/vgg13"), "starts from 'digits10/vgg13', which the profile does not run"),
     "start of another width": (
         listed("width: 0.5", "variant: b, start: digits10/vgg11"),
-        "cannot start from digits10/vgg11, a vgg11 of width 0.5",
+        "cannot start from digits10/vgg11 .vgg11, width 0.5",
     ),
     "start from itself": (listed("start: digits10/vgg11"), "each other: digits10/vgg11 from digits10/vgg11"),
     "starts in a circle": (
@@ -54,7 +54,7 @@ FAULTS = {
     "held out too late": (listed("holdout: 5", "variant: b, start: digits10/vgg11, holdout: 6"), "holds out 6 images"),
     "held out too late, further back": (
         listed("variant: a", "dataset: digits100, start: digits10/vgg11@a", "holdout: 6, start: digits100/vgg11"),
-        "digits10/vgg11 holds out 6 images, on some of which digits10/vgg11@a was trained",
+        "digits10/vgg11 holds out 6 images, but digits10/vgg11@a was trained on some of them",
     ),
     "variant like a seed": (listed("variant: b-s1"), "variant"),
     "unknown network": (WHOLE.replace("vgg11", "vgg12"), "vgg12"),
