@@ -25,7 +25,7 @@ from urank.datasets import Dataset, FileSplit, Split
 from urank.deadline import OutOfTime, is_over
 from urank.distributed import is_first, processes, synchronize, total
 from urank.files import read_checkpoint, write_checkpoint
-from urank.numerics import arithmetic, autocast, ieee_float32, tried_convolutions
+from urank.numerics import arithmetic, autocast, benchmarked_convolutions, ieee_float32
 from urank.training.cuda_graph import Captured
 from urank.training.recipe import Recipe, what_is_fitted
 
@@ -69,7 +69,7 @@ def fit(
     train = dataset.train.feed(device)
     generators = [train.device] if train.device.type == "cuda" else []
     # Every epoch seeds torch's generators, which are the caller's; cuDNN would take TF32 for float32.
-    with fitting_only(model, part), torch.random.fork_rng(generators), ieee_float32(), tried_convolutions():
+    with fitting_only(model, part), torch.random.fork_rng(generators), ieee_float32(), benchmarked_convolutions():
         run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed, part=part)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoint)
