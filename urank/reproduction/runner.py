@@ -23,7 +23,7 @@ from urank.reproduction.provenance import code_digest, digest
 from urank.reproduction.record import Record
 from urank.reproduction.run_folder import SETTINGS, Work, joined
 from urank.reproduction.stages import STAGES, stages_of
-from urank.training.recipe import what_is_fitted
+from urank.training.recipe import result_fields
 
 FITS = ("train", "finetune")  # the settings that are recipes
 
@@ -154,7 +154,7 @@ def check_settings(folder: Path, begun: dict | None, wanted: dict) -> None:
 
 def deciding(definition: dict) -> dict:
     """A definition without what its recipes say of speed alone."""
-    return {name: what_is_fitted(value) if name in FITS else value for name, value in definition.items()}
+    return {name: result_fields(value) if name in FITS else value for name, value in definition.items()}
 
 
 def finished_stages(folder: Path) -> list[dict]:
