@@ -16,6 +16,7 @@ utilized rank is the rank of W' = P_S W P_T, where S and T are as small as the a
 """
 
 import urank._operators  # noqa: F401  must run before torchvision or timm is imported for the first time
+from urank._version import __version__
 from urank.attention import explicit_attention
 from urank.baselines import energy_rank, output_pca, weight_svd
 from urank.calibration import accumulate_grams
@@ -40,16 +41,16 @@ from urank.subspaces import (
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe
 
-# In the order in which the method uses them: networks and training,
-__all__ = ["create", "Recipe", "fit", "evaluate", "keep_freed_memory"]
-# the layers that are measured,
-__all__ += ["matrix_layers", "skipped_layers", "coverage", "explicit_attention", "separate_uses"]
+# The public names in the order in which the method uses them; the API page of the book has the same order.
+__all__ = ["matrix_layers", "skipped_layers", "coverage", "explicit_attention", "separate_uses"]
 __all__ += ["weight_matrix", "set_weight_matrix"]
-# their subspaces,
+# Measure the subspaces:
 __all__ += ["accumulate_grams", "output_gram", "Spectrum", "dimension_for_energy", "projector", "project_weight"]
-__all__ += ["utilized_rank", "error_bound"]
-# the dimensions of the subspaces, from the search or from a baseline,
+__all__ += ["error_bound", "utilized_rank"]
+# Search the ranks, or choose them with a baseline:
 __all__ += ["search_ranks", "Validation", "Replay", "RankPlan", "LayerRank", "Probe"]
-__all__ += ["energy_rank", "output_pca", "weight_svd"]
-# and the compact network.
+__all__ += ["weight_svd", "output_pca", "energy_rank"]
+# Build the compact network:
 __all__ += ["project_network", "decompose", "merge_useless", "save_compact", "load_compact", "count_cost", "Cost"]
+# Create and train networks:
+__all__ += ["create", "Recipe", "fit", "evaluate", "keep_freed_memory", "__version__"]
