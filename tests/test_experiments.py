@@ -316,7 +316,7 @@ class TestDamage:
     def test_cut_off_json_is_named(self, copied, name):
         text = (copied / name).read_text()
         (copied / name).write_text(text[: len(text) // 2])
-        with pytest.raises(ValueError, match=f"{copied / name}: not a whole JSON file"):
+        with pytest.raises(ValueError, match=f"{copied / name}: not a valid JSON file"):
             again(TINY, copied)
         assert (copied / name).read_text() == text[: len(text) // 2]
 

@@ -112,7 +112,7 @@ class TestView:
         return next(iter(dataset.batches(split)))[0][0].contiguous()
 
     def test_another_crop_is_refused(self):
-        with pytest.raises(ValueError, match="want the crop 'squash'"):
+        with pytest.raises(ValueError, match="expect crop mode 'squash'"):
             models.preprocessing("timm/vit_base_patch16_clip_384", "laion2b_ft_in12k_in1k")
 
     def test_unknown_weights_are_refused(self):

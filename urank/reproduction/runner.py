@@ -22,7 +22,7 @@ from urank.reproduction.provenance import code_digest, file_digest
 from urank.reproduction.record import Record
 from urank.reproduction.run_folder import SETTINGS, RunFolder, joined
 from urank.reproduction.stages import STAGES, stages_of
-from urank.training.recipe import what_is_fitted
+from urank.training.recipe import result_fields
 
 RECIPES = ("train", "finetune")  # the settings that are recipes
 MADE = ("device", "date", "code", "commit", "clean")  # what a record tells about the computation of each stage
@@ -199,7 +199,7 @@ def check_settings(folder: Path, begun: dict | None, wanted: dict) -> None:
 
 def deciding(definition: dict) -> dict:
     """Return a definition without the fields of its recipes that affect only speed."""
-    return {name: what_is_fitted(value) if name in RECIPES else value for name, value in definition.items()}
+    return {name: result_fields(value) if name in RECIPES else value for name, value in definition.items()}
 
 
 def finished_stages(folder: Path) -> dict[str, dict]:
