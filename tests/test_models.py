@@ -181,7 +181,9 @@ class TestLibraries:
         assert "resnet50" in names_of("torchvision") and "deeplabv3_resnet50" not in names_of("torchvision")
         assert {"deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"} <= set(names_of("timm"))
 
-    @pytest.mark.parametrize("name", ["timm/", "torchvision/", "timm/#", "timm/hf-hub:timm/resnet18.a1_in1k"])
+    @pytest.mark.parametrize(
+        "name", ["timm/", "torchvision/", "timm/#", "timm/hf-hub:timm/resnet18.a1_in1k", "timm/local-dir:."]
+    )
     def test_an_unknown_name_is_refused(self, name):
         with pytest.raises(ValueError, match="unknown network"):
             create(name)
