@@ -153,7 +153,7 @@ def project_weight(W: Tensor, inputs: Spectrum, outputs: Spectrum, k_s: int, k_t
         k_s, k_t: dimensions of S (1..d) and of T (1..m).
 
     >>> X, W = torch.randn(50, 4), torch.randn(4, 3)
-    >>> inputs, outputs = layer_spectra(X.T @ X, W)
+    >>> inputs, outputs = layer_spectra(gram_matrix(X), W)
     >>> project_weight(W, inputs, outputs, k_s=4, k_t=1).shape
     torch.Size([4, 3])
 
