@@ -301,7 +301,7 @@ class TestPublishedWeights:
             raise RuntimeError('invalid hash value (expected "b8a52dc0", got "00000000")')
 
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
-        with pytest.raises(ConnectionError, match="torchvision/squeezenet1_1: .* could not be downloaded .invalid hash"):
+        with pytest.raises(ConnectionError, match="squeezenet1_1: .* could not be downloaded .invalid hash"):
             create("torchvision/squeezenet1_1", 1000, pretrained=True)
 
     def test_leave_the_environment_variable_of_torch_load(self, monkeypatch):
