@@ -1,6 +1,6 @@
 """Sum the Gram matrices of all layers over a calibration set."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,13 +61,7 @@ def accumulate_grams(
             images = images_of(batch)[rank::count]
             if len(images):
                 watch_inputs(model, images, chosen, add)
-    if not sums:
-        raise ValueError(f"no calibration images: each of {count} process(es) needs at least one")
-    if unused := [name for name in chosen if name not in sums]:
-        raise ValueError(
-            f"the forward pass never multiplies by the weight of these layers: {', '.join(unused)}; pass the names of "
-            "the other layers as `layers`"
-        )
+    check_complete(sums, chosen, count)
     return {name: total(gram_sum.result()) for name, gram_sum in sums.items()}
 
 
@@ -84,6 +78,17 @@ def check_names(names: Sequence[str] | None, found: dict[str, MatrixLayer]) -> S
     if unknown:
         raise ValueError(f"no such matrix layer: {', '.join(unknown)} (layers: {', '.join(found)})")
     return list(found) if names is None else names
+
+
+def check_complete(sums: Collection[str], layers: Collection[str], count: int) -> None:
+    """Raise ValueError if there were no images, or if a layer has no sum."""
+    if not sums:
+        raise ValueError(f"no calibration images: each of {count} process(es) needs at least one")
+    if unused := [name for name in layers if name not in sums]:
+        raise ValueError(
+            f"the forward pass never multiplies by the weight of these layers: {', '.join(unused)}; pass the names of "
+            "the other layers as `layers`"
+        )
 
 
 class _GramSum:
