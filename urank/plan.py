@@ -5,13 +5,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import get_args, get_origin
-
-import pandas as pd
+from typing import TYPE_CHECKING, TypeVar, get_args, get_origin
 
 from urank._version import __version__
 from urank.files import read_json, write_json
 from urank.subspaces import mean_layer_utilization, utilization
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Entry = TypeVar("Entry", bound="LayerRank | Probe | RankPlan")
 
 COLUMNS = ["layer", "d", "m", "weight_rank", "k_s", "k_t", "rank", "utilization", "correct"]
 COUNTS = ("labels", "agreement")  # what a correct prediction agrees with: the label, or the unmodified network
@@ -122,6 +125,8 @@ class RankPlan:
     @property
     def least_correct(self) -> int:
         """Return how many images must be correct for the first projection of the unmodified network to pass."""
+        if self.correct is None or self.tolerance is None:
+            raise ValueError(f"no accuracy was measured for this plan (mode {self.mode!r})")
         return self.correct - allowed_loss(self.tolerance, self.total)
 
     def __getitem__(self, layer: str) -> LayerRank:
@@ -131,13 +136,17 @@ class RankPlan:
         """Return the plan with its layers in the order of `names`, which must contain all of them."""
         return replace(self, layers=tuple(self[name] for name in names))
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """Return one row per layer with the columns of `COLUMNS`; `correct` is missing without validation images."""
+        import pandas as pd  # slow to import, and only needed for tables
+
         rows = [asdict(layer) | dict(utilization=layer.utilization) for layer in self.layers]
         return pd.DataFrame(rows, columns=COLUMNS).astype({"correct": "Int64"})
 
-    def probes_frame(self) -> pd.DataFrame:
+    def probes_frame(self) -> "pd.DataFrame":
         """Return one row per probe: layer, side, k, passed, correct (missing if the probe failed)."""
+        import pandas as pd  # as in `to_frame`
+
         frame = pd.DataFrame([asdict(probe) for probe in self.probes], columns=[f.name for f in fields(Probe)])
         return frame.astype({"correct": "Int64"})
 
@@ -181,7 +190,7 @@ def allowed_loss(tolerance: float, total: int) -> int:
     return math.floor(Fraction(str(tolerance)) * total / 100)
 
 
-def typed(entry):
+def typed(entry: Entry) -> Entry:
     """Return `entry`, a dataclass instance, if every plain value has its field's type; raise a TypeError otherwise.
 
     An int is accepted as a float; a bool only as a bool.

@@ -216,7 +216,7 @@ class _Search:
         if not isinstance(begun, dict) or begun.get("search") != identity:
             raise ValueError(f"{checkpoint}: of another search; delete it to start again")
         earlier = RankPlan.from_dict(begun["plan"])
-        if abs(self.base - earlier.correct) > self.rounding():
+        if earlier.correct is None or abs(self.base - earlier.correct) > self.rounding():
             raise ValueError(f"{checkpoint}: of a search on other images; delete it to start again")
         self.base = self.correct = earlier.correct
         self.found, self.probes = list(earlier.layers), list(earlier.probes)
@@ -224,13 +224,14 @@ class _Search:
         self.versions.insert(0, earlier.version)
         for entry in self.found if self.mode == "joint" else ():
             project_layer(self.layers[entry.layer], grams[entry.layer], entry.k_s, entry.k_t)
-            self.correct = entry.correct
+            self.correct = entry.correct or 0  # never None in a plan of a search
         self.counter.reset()
 
     def layer(self, name: str, gram: Tensor, bar: tqdm) -> LayerRank:
         """Search both sides of one layer. Joint mode leaves W' in the network, isolated mode restores W."""
         layer = self.layers[name]
         W = weight_matrix(layer)
+        d, m = W.shape
         spectra = layer_spectra(gram, W)
         self.counter.sort_images()
         self.counter.replay.advance(layer)
@@ -247,13 +248,13 @@ class _Search:
             set_weight_matrix(layer, W)
             self.counter.reset()
         self.correct = correct
-        return LayerRank(name, *W.shape, utilized_rank(W), k_s, k_t, utilized_rank(projected), correct)
+        return LayerRank(name, d, m, utilized_rank(W), k_s, k_t, utilized_rank(projected), correct)
 
     def _sides(self, name: str, W: Tensor, inputs: Spectrum, outputs: Spectrum, bar: tqdm) -> tuple[int, int, int]:
         """Return k_S, k_T, and how many images are correct with both projections in place."""
         d, m = W.shape
 
-        def side(label: str, size: int, before: int, needed: int, project: Callable[[int], Tensor]):
+        def side(label: str, size: int, before: int, needed: int, project: Callable[[int], Tensor]) -> tuple[int, int]:
             def correct_with(k: int) -> int | None:
                 bar.set_postfix_str(f"{name} {label} {k}/{size}")
                 set_weight_matrix(self.layers[name], project(k))

@@ -14,13 +14,14 @@
 
 from collections.abc import Iterator
 from math import inf
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from urank.distributed import totals
 from urank.numerics import has_fast_bfloat16
-from urank.search.replay import Replay
+from urank.search.replay import Replay, ReusableBatches
 from urank.search.validation import Judged, judge, margins
 
 EVALUATIONS = ("exact", "fast")
@@ -101,16 +102,19 @@ class FastCounter(ExactCounter):
     Attributes:
         safety: doubled after each layer in which a skipped image was wrong.
         may_skip: False while such a layer is searched again.
-        uncertainty: margins closer to zero than this do not decide whether an image is correct; 0 in full precision.
     """
 
     evaluation = "fast"
-    uncertainty = 0.0
 
     def __init__(self, network: nn.Module, replay: Replay, total: int):
         super().__init__(network, replay, total)
         self.safety, self.may_skip = SAFETY, True
         self.reset()
+
+    @property
+    def uncertainty(self) -> float:
+        """Margins closer to zero than this do not decide whether an image is correct; 0 in full precision."""
+        return 0.0
 
     def reset(self) -> None:
         self.reference: list[Tensor] = []  # margins of every batch when all images were run last
@@ -126,7 +130,7 @@ class FastCounter(ExactCounter):
         if (margin.diff() < 0).any():
             order = margin.argsort(stable=True)
             self.latest = list(margin[order].split(sizes))
-            self.replay.reorder(self.replay.batches.in_order(order, sizes), order, sizes)
+            self.replay.reorder(cast(ReusableBatches, self.replay.batches).in_order(order, sizes), order, sizes)
 
     def begin_side(self, correct: int) -> int:
         if not self.latest:

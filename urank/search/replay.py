@@ -11,8 +11,7 @@ import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from types import NoneType
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +23,25 @@ from urank.memory import free_memory
 
 MIN_CPU_MEMORY = 2 << 30  # bytes of activations that a replay may keep on any CPU
 
+
+class ReusableBatches(Protocol):
+    """Batches of (images, labels) that can be iterated repeatedly and put into another order."""
+
+    @property
+    def sizes(self) -> Sequence[int]: ...
+
+    @property
+    def total(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def in_order(self, order: Tensor, sizes: Sequence[int]) -> "ReusableBatches": ...
+
+
 # The outputs of submodules in one forward pass, one per call. Modules inside a module that is listed are left out.
 Results = dict[nn.Module, list]
 # What a module may return besides tensors, in tuples, lists and dictionaries.
-IMMUTABLE = NoneType | bool | int | float | str | torch.dtype | torch.device | torch.Size
+IMMUTABLE = None | bool | int | float | str | torch.dtype | torch.device | torch.Size
 
 
 class Replay:
@@ -96,7 +110,8 @@ class Replay:
             yield logits, labels
 
     def _gathered(self, marks: Tensor, first: int, together: int) -> Iterator[tuple[Results, Tensor, Tensor]]:
-        waiting, count, replays, seen = [], 0, False, 0
+        waiting: list[tuple[Results, Tensor, Tensor]] = []
+        count, replays, seen = 0, False, 0
         for index, (images, labels) in islice(enumerate(self.batches), first, None):
             rows = marks[seen : seen + len(labels)].nonzero()[:, 0].to(images.device)
             seen += len(labels)
@@ -197,11 +212,11 @@ class _Cut:
         results: Results = {}
         depth = 0
 
-        def enter(*_) -> None:
+        def enter(*_: Any) -> None:
             nonlocal depth
             depth += 1
 
-        def leave(module: nn.Module, _, output) -> None:
+        def leave(module: nn.Module, _: Any, output: Any) -> None:
             nonlocal depth
             depth -= 1
             if depth == 0:  # outside other finished modules
@@ -220,7 +235,7 @@ class _Cut:
                 handle.remove()
         raise ValueError("the forward pass does not reach the layer that it reached before")
 
-    def _slim(self, module: nn.Module, call: int, output):
+    def _slim(self, module: nn.Module, call: int, output: Any) -> Any:
         leaves, structure = tree_flatten(output)
         for position, leaf in enumerate(leaves):
             if not isinstance(leaf, Tensor | IMMUTABLE):
@@ -257,7 +272,7 @@ class _Reached(Exception):
     """The forward pass has reached the layer."""
 
 
-def _stop(*_) -> None:
+def _stop(*_: Any) -> None:
     raise _Reached
 
 
@@ -280,7 +295,7 @@ class _Reads(TorchFunctionMode):
         }
         self._alive = results  # an id is unique only while its tensor exists
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         for leaf in tree_flatten((args, kwargs))[0]:
             if id(leaf) in self._place:
                 self.seen.add(self._place[id(leaf)])
@@ -296,7 +311,7 @@ def room_on(model: nn.Module) -> int:
     return (torch.cuda.mem_get_info(gpu)[0] + kept_by_torch) // 2
 
 
-def is_data(leaf) -> bool:
+def is_data(leaf: Any) -> TypeGuard[Tensor]:
     return isinstance(leaf, Tensor) and not leaf.is_meta
 
 
@@ -373,10 +388,10 @@ def returning(results: Results, changed: Container[nn.Module] = ()) -> Iterator[
                 module.forward = forward
 
 
-def _next_of(outputs: list, copies: bool):
+def _next_of(outputs: list, copies: bool) -> Callable[..., Any]:
     remaining = iter(outputs)
 
-    def forward(*_, **__):
+    def forward(*_: Any, **__: Any) -> Any:
         try:
             output = next(remaining)
         except StopIteration:
@@ -401,9 +416,10 @@ class Timeline(NamedTuple):
 class _FirstReads(TorchFunctionMode):
     def __init__(self, now: Callable[[], int]):
         super().__init__()
-        self.now, self.seen = now, {}
+        self.now = now
+        self.seen: dict[nn.Parameter, int] = {}
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) or getattr(func, "__name__", "") != "__get__":  # not a dtype or a shape
             for leaf in tree_flatten((args, kwargs))[0]:
@@ -418,12 +434,12 @@ def timeline(model: nn.Module, images: Tensor) -> Timeline:
     starts: dict[nn.Module, list[int]] = {}
     clock = 0
 
-    def enter(module: nn.Module, _) -> None:
+    def enter(module: nn.Module, _: Any) -> None:
         nonlocal clock
         starts.setdefault(module, []).append(clock)
         clock += 1
 
-    def leave(module: nn.Module, *_) -> None:
+    def leave(module: nn.Module, *_: Any) -> None:
         nonlocal clock
         calls.setdefault(module, []).append((starts[module].pop(), clock))
         clock += 1

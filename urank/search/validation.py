@@ -1,6 +1,7 @@
 """The validation images of a search, and how many of them a network classifies correctly."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from urank.calibration import images_of
 from urank.distributed import processes, share, totals
 from urank.layers import evaluating
 from urank.plan import COUNTS
-from urank.search.replay import in_order
+from urank.search.replay import ReusableBatches, in_order
 
 MAX_FLOAT_BYTES = 4 << 30  # images that are kept as floats; about 7,000 of 224 x 224 pixels
 
@@ -50,7 +51,7 @@ class Validation:
         if counts not in COUNTS:
             raise ValueError(f"counts must be 'labels' or 'agreement', got {counts!r}")
         reusable = isinstance(batches, HeldBatches) or getattr(batches, "nbytes", 0) > MAX_FLOAT_BYTES
-        self.batches = batches if reusable else HeldBatches(batches)
+        self.batches = cast(ReusableBatches, batches) if reusable else HeldBatches(batches)
         self.counts, self.total = counts, self.batches.total
         if self.total == 0:
             raise ValueError("the validation set is empty: the search needs images to count correct ones")
@@ -160,7 +161,8 @@ class HeldBatches:
 
 def growing_sizes(total: int, most: int, least: int) -> list[int]:
     """Split `total` images into batches that double in size up to `most`: failures show in the first few images."""
-    sizes, size = [], max(1, most // 32, least)
+    sizes: list[int] = []
+    size = max(1, most // 32, least)
     while sum(sizes) < total:
         sizes.append(min(size, total - sum(sizes)))
         size = max(least, min(2 * size, most))
