@@ -49,8 +49,7 @@ TRANSFORMER = urank.Recipe(epochs=8, batch_size=25, optimizer="adamw", lr=0.001,
 SETTINGS = {
     "vgg11": Setting(0.25, 1000, CONVOLUTIONAL),
     "vgg13": Setting(0.25, 1000, CONVOLUTIONAL),
-    "resnet18": Setting(0.125, 1000, CONVOLUTIONAL),
-    "resnet50": Setting(0.125, 500, CONVOLUTIONAL),
+    "resnet18": Setting(0.125, 500, CONVOLUTIONAL),
     "vit": Setting(0.34, 500, TRANSFORMER, plain=True),
     "swin": Setting(0.33, 500, TRANSFORMER, plain=True),
 }

@@ -10,17 +10,17 @@ import pandas as pd
 import torch
 import typer
 
-from urank.deadline import OutOfTime
-from urank.distributed import is_first, join, processes, wait
+from urank.deadline import OutOfTime, duration
+from urank.distributed import is_first, join, pick_device, processes, wait
 from urank.memory import keep_freed_memory
 from urank.plan import NOT_RECORDED
 from urank.reproduction import compare as record_comparison
 from urank.reproduction import profiles
 from urank.reproduction import status as paper_status
-from urank.reproduction.preview import duration, preview, seconds_spent, stage_states
+from urank.reproduction.preview import preview, seconds_spent, stage_states
 from urank.reproduction.profiles import folder_of, load_profile, profile_names
 from urank.reproduction.record import Record
-from urank.reproduction.runner import delete_run, has_results, pick_device
+from urank.reproduction.runner import delete_run, has_results
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)  # shown as one sentence
 UNFINISHED = os.EX_TEMPFAIL  # exit status 75: the same command resumes

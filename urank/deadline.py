@@ -26,3 +26,15 @@ def is_over(deadline: float | None, takes: float = 0.0) -> bool:
     (True, False)
     """
     return totals(int(deadline is not None and time.monotonic() + takes >= deadline))[0] > 0
+
+
+def duration(seconds: float) -> str:
+    """Format a number of seconds.
+
+    >>> duration(42), duration(180), duration(18600)
+    ('42 s', '3 min', '5 h 10 min')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

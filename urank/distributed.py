@@ -46,6 +46,16 @@ def own_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def pick_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" is a GPU if there is one."""
+    if name == "auto":
+        return own_device()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either one
+        raise ValueError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+
+
 def share(items: Iterable[Item]) -> Iterator[Item]:
     """Return every n-th item, starting at this process's rank, where n is the number of processes."""
     rank, count = processes()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from urank.deadline import duration
 from urank.files import read_json
 from urank.reproduction.experiment import Experiment, as_json
 from urank.reproduction.profiles import Profile, folder_of
@@ -101,11 +102,3 @@ def seconds_spent(folder: Path) -> float:
     """Return how long the results in `folder` took to compute, including stages that are not finished."""
     finished = sum(stage.get("seconds", 0.0) for stage in finished_stages(folder).values())
     return finished + sum(read_json(begun)["seconds"] for begun in folder.glob("*.begun"))
-
-
-def duration(seconds: float) -> str:
-    """Format seconds for a person: "42 s", "3 min", "5 h 10 min"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from urank.deadline import OutOfTime
-from urank.distributed import is_first, join, own_device, wait
+from urank.distributed import is_first, join, pick_device, wait
 from urank.files import delete_unfinished, read_json, write_json
 from urank.reproduction.experiment import Experiment, as_json, check_start
 from urank.reproduction.provenance import code_digest, file_digest
@@ -213,16 +212,6 @@ def begun_definition(begun: object) -> dict | None:
         return as_json(asdict(Experiment.from_dict(begun["definition"])))
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is a GPU if there is one."""
-    if name == "auto":
-        return own_device()
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either one
-        raise ValueError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
 
 
 def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
