@@ -20,10 +20,10 @@ def test_an_experiment(tmp_path):
     assert done.returncode == 0, done.stderr
     record, expected = Record.load(tmp_path / "record.json"), finished()[1]
     assert record.plan.layers == expected.plan.layers
-    assert record["accuracy"] == expected["accuracy"]
-    assert {stage["device"] for stage in record["made"].values()} == {NAME}
-    assert {row["device"] for row in record["latency"]} > {NAME}  # and the processor
-    assert {row["precision"] for row in record["latency"] if row["device"] == NAME} == {"float32", "bfloat16"}
+    assert record.accuracy == expected.accuracy
+    assert {stage["device"] for stage in record.made.values()} == {NAME}
+    assert {row.device for row in record.throughput} > {NAME}  # and the processor
+    assert {row.precision for row in record.throughput if row.device == NAME} == {"float32", "bfloat16"}
 
 
 REFUSED = {

@@ -184,16 +184,16 @@ class TestExperiment:
             read_weights(tmp_path / "run" / "original.safetensors"),
         )
         assert all(taken[name].equal(published[name]) for name in published | taken)
-        assert len(record.plan.layers) == 26 and record.plan.total == 10 and record["calibration_images"] == 30
+        assert len(record.plan.layers) == 26 and record.plan.total == 10 and record.calibration_images == 30
         network = create("torchvision/squeezenet1_1", CLASSES)
-        assert record["cost"]["original"]["macs"] == count_cost(network, (3, 48, 48)).macs
-        table = figures.table1([record])
+        assert record.cost.original.macs == count_cost(network, (3, 48, 48)).macs
+        table = figures.measured_table(1, [record])
         assert table[["fine-tuned %", "change"]].isna().all(axis=None)  # it was not
         assert table.loc[("imagenet-1k", "torchvision/squeezenet1_1", "measured"), "projected %"] >= 0
         cached.unlink()  # what is left of a run asks for no download
         (tmp_path / "run" / "decompose.json").unlink()
         again = run(experiment, tmp_path / "run", "cpu", progress=False)
-        assert again["accuracy"] == record["accuracy"] and not cached.exists()
+        assert again.accuracy == record.accuracy and not cached.exists()
 
     def test_is_nothing_to_start_from(self, experiment):
         """The images would be seen as no weights want them."""

@@ -102,7 +102,7 @@ def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
     loaded, compared = load_profile(profile), paper_status.table()
     measured = compared[compared["verdict"] != "not run"].drop(columns=["needs", "page"])
     typer.echo(measured.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
-    typer.echo(paper_status.summary(compared).replace("**", "") + "\n")
+    typer.echo(paper_status.summary(compared) + "\n")
     missing = compared[compared["verdict"] == "not run"]
     width = missing["item"].str.len().max()
     typer.echo("\n".join(missing["item"].str.ljust(width) + "  " + missing["needs"]) + "\n")
@@ -156,10 +156,10 @@ def compare(
 
 def summary(name: str, record: Record) -> str:
     """One line: accuracies, MLU and savings of a record."""
-    accuracy = record["accuracy"]
-    finetuned = f"-> {accuracy['finetuned']:.2f} % fine-tuned" if record.finetuned else "(not fine-tuned)"
+    accuracy = record.accuracy
+    finetuned = f"-> {accuracy.finetuned:.2f} % fine-tuned" if record.finetuned else "(not fine-tuned)"
     return (
-        f"{name}: {accuracy['original']:.2f} % -> {accuracy['decomposed']:.2f} % decomposed "
+        f"{name}: {accuracy.original:.2f} % -> {accuracy.decomposed:.2f} % decomposed "
         f"{finetuned}; "
         f"MLU {100 * record.plan.mlu:.1f} % (W: {100 * record.plan.weight_mlu:.1f} %); "
         f"params x {record.params_ratio:.2f}, MACs x {record.macs_ratio:.2f}"

@@ -187,7 +187,7 @@ def trained_network(profile: str, record: Record) -> nn.Module:
         ValueError: the run has another network by now.
     """
     folder = folder_of(profile, record.experiment.name)
-    if digest(folder / "original.safetensors") != record["weights"]:
+    if digest(folder / "original.safetensors") != record.weights:
         raise ValueError(f"{folder}: its network is no longer that of the record; reproduce it first")
     return run_folder.original_network(record.experiment, folder)
 

@@ -63,7 +63,7 @@ def run(
             delete_unfinished(folder)
         work = Work(experiment, folder, pick_device(device), progress, weights, deadline)
         stages = {name: work.stage(name, STAGES[name]) for name in stages_of(experiment)}
-        record = Record(assemble(experiment, stages) | dict(weights=digest(folder / "original.safetensors")))
+        record = Record.from_dict(assemble(experiment, stages) | dict(weights=digest(folder / "original.safetensors")))
         record.save(folder / "record.json")
     return record
 
