@@ -1,8 +1,10 @@
-# The doors. `make book` and `make test` need Python 3.11 or later and make, and nothing else.
+# `make book` and `make test` need Python 3.11 or later and make, and nothing else.
 PYTHON ?= python3
 PROFILE ?= quick
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores all --rerun-incomplete --quiet progress rules host
+# One thread per process: processes that compete for the cores with several threads each are many times slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 .PHONY: book test bench lab clean
 
@@ -10,22 +12,25 @@ book: .venv/ready  ## run the notebooks of PROFILE and build the book
 	@$(SNAKEMAKE) --config profile=$(PROFILE) deliver=yes
 	@echo "The book is built: open $(CURDIR)/book/_build/html/index.html"
 
-test: .venv/ready  ## every test: the package, the notebooks twice, the book with warnings as errors
+test: .venv/ready  ## style, types, every test, the notebooks twice, the book with warnings as errors
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 	@$(SNAKEMAKE) --config profile=smoke
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg tests build/smoke/site/notebooks
+	$(PYTEST) --dist worksteal --cov --cov-report term-missing:skip-covered --cov-fail-under 95 tests
+	$(PYTEST) --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg build/smoke/site/notebooks
 
-bench: .venv/ready  ## the naive way against this package's, side by side, as ratios
+bench: .venv/ready  ## compare the speed of the package with a naive implementation
 	$(BIN)/python -m benchmarks.speed
 
 lab: .venv/ready  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/figure1_spectra.ipynb
 
-book/figure1.png: data/records/cifar10/vgg11.json urank/reproduction/figures/spectra.py  ## the picture of the first page
+book/figure1.png: data/records/cifar10/vgg11.json urank/reproduction/figures/spectra.py  ## the figure in README.md
 	$(BIN)/python -c 'from urank.reproduction import figures, profiles; \
 	  figures.spectra(*profiles.recorded("cifar10/vgg11")).savefig("$@", dpi=130)'
 
-clean:  ## delete what was built and what live runs left; keeps .venv and data
+clean:  ## delete builds and live runs; keep .venv and data
 	rm -rf build book/_build runs .snakemake
 
 .venv/ready: requirements.txt pyproject.toml

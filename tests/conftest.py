@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from urank.calibration import accumulate_grams
 from urank.models import create
 from urank.models.libraries import torchvision_weights
 from urank.reproduction import profiles
 from urank.reproduction.experiment import Experiment
 from urank.reproduction.record import Record
 from urank.reproduction.runner import run
+from urank.search.bisection import search_ranks
+from urank.search.validation import Validation
 from urank.training.recipe import Recipe
 
 TINY = Experiment(
@@ -42,9 +45,9 @@ UNTRAINED = replace(
 
 @functools.cache
 def finished() -> tuple[Path, Record]:
-    """The folder and the record of `TINY`, run once for all the tests of a session; the folder is only read."""
+    """The folder and the record of `TINY`, which runs once per session; tests only read the folder."""
     place = tempfile.TemporaryDirectory(prefix="urank-tests-")
-    finished.place = place  # deleted with it, when Python ends
+    finished.place = place  # keeps the folder until Python ends
     return Path(place.name), run(TINY, place.name, "cpu", progress=False)
 
 
@@ -55,7 +58,7 @@ def seeded():
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
-    """Where torchvision's squeezenet1_1 is read from, in a folder that is empty."""
+    """The path from which torchvision reads the weights of squeezenet1_1, in an empty folder."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     url = torchvision_weights("squeezenet1_1", True).url
     path = tmp_path / "torch" / "hub" / "checkpoints" / url.rpartition("/")[2]
@@ -72,6 +75,16 @@ def tf32_allowed():
     yield
     for setting, precision in zip(settings, before):
         setting.fp32_precision = precision
+
+
+class Trap:
+    """An object that creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
 
 
 class Block(nn.Module):
@@ -126,7 +139,7 @@ def small_mlp(classes: int = 4) -> nn.Module:
 
 
 def structured_images(count: int, size: int = 8, signal: float = 0.4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images (count, 3, size, size) in float64, each one of four patterns of 4 x 4 tiles under noise; their labels."""
+    """Noisy images (count, 3, size, size) of four patterns of 4 x 4 tiles, in float64, and their labels."""
     tiles = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(1234), dtype=torch.float64)
     patterns = nn.functional.interpolate(tiles, size=size)
     generator = torch.Generator().manual_seed(seed)
@@ -161,9 +174,21 @@ NETWORKS = {
 }
 
 
+@pytest.fixture(scope="session")
+def searched():
+    """(network, grams, validation, plan) of a small trained network; tests only read them."""
+    torch.manual_seed(0)
+    network = briefly_trained(small_cnn())
+    grams = accumulate_grams(network, in_batches(*structured_images(128, seed=2), 64), progress=False)
+    validation = Validation(in_batches(*structured_images(150, seed=3), 64))
+    plan = search_ranks(network, grams, validation, tolerance=3, progress=False)
+    assert any(1 < layer.rank < min(layer.d, layer.m) for layer in plan.layers)
+    return network, grams, validation, plan
+
+
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Write a profile into another repository, one that has the notebook "page"."""
+    """Write a profile into another repository, which has the notebook "page"."""
     (tmp_path / "profiles").mkdir()
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "page.ipynb").touch()
@@ -180,7 +205,7 @@ def write(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """Where live runs are kept, with that of `TINY` under the profile "mine"."""
+    """The folder of live runs, with the run of `TINY` under the profile "mine"."""
     folder = tmp_path / "kept"
     shutil.copytree(finished()[0], folder / "mine" / "digits10" / "vgg11")
     monkeypatch.setenv("URANK_RUNS", str(folder))

@@ -13,7 +13,7 @@ N, L, S, D, HEADS = 3, 4, 5, 6, 2
 
 
 def attention(**options):
-    """An attention whose biases are not the zeros that torch begins with."""
+    """An attention module with random parameters; torch initializes its biases with zeros."""
     module = nn.MultiheadAttention(D, HEADS, **options).double().eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter)
@@ -33,7 +33,7 @@ def assert_same(found, expected):
 
 
 def boolean(*shape):
-    """A mask that leaves the first key to everyone."""
+    """A random mask that never masks the first key."""
     mask = torch.rand(shape) < 0.5
     mask[..., 0] = False
     return mask
@@ -63,12 +63,12 @@ class TestTheSameOutputs:
     @pytest.mark.parametrize("weights", WEIGHTS)
     @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
     @pytest.mark.parametrize("batch_first", [True, False])
-    def test_of_queries_keys_and_values_that_differ(self, mask, weights, batch_first):
+    def test_of_different_queries_keys_and_values(self, mask, weights, batch_first):
         module, arguments = attention(batch_first=batch_first), mask() | weights
         inputs = [sequence(length, batch_first) for length in (L, S, S)]
         assert_same(explicit_attention(module)(*inputs, **arguments), module(*inputs, **arguments))
 
-    @pytest.mark.parametrize("grad", [True, False])  # without gradients torch takes its fused path
+    @pytest.mark.parametrize("grad", [True, False])  # without gradients torch uses its fused kernel
     @pytest.mark.parametrize("weights", WEIGHTS)
     @pytest.mark.parametrize("bias", [True, False])
     @pytest.mark.parametrize("batch_first", [True, False])
@@ -101,7 +101,7 @@ class TestTheSameOutputs:
         assert_same(explicit_attention(module)(x, x, x, **arguments), module(x, x, x, **arguments))
 
     @pytest.mark.parametrize("weights", WEIGHTS)
-    def test_of_dropout_which_only_training_knows(self, weights):
+    def test_of_dropout_in_training(self, weights):
         module, x = attention(batch_first=True, dropout=0.5), sequence(L)
         explicit = explicit_attention(module)
         assert_same(explicit(x, x, x, **weights), explicit(x, x, x, **weights))
@@ -122,17 +122,17 @@ class TestTheSameOutputs:
 
 
 class TestArguments:
-    def test_a_causal_hint_needs_its_mask(self):
+    def test_is_causal_needs_a_mask(self):
         x = sequence(L)
-        with pytest.raises(ValueError, match="give the mask"):
+        with pytest.raises(ValueError, match="pass attn_mask"):
             explicit_attention(attention())(x, x, x, is_causal=True)
 
-    def test_a_mask_of_integers_is_refused(self):
+    def test_an_integer_mask_is_refused(self):
         x = sequence(L)
         with pytest.raises(ValueError, match="int64"):
             explicit_attention(attention(batch_first=True))(x, x, x, attn_mask=torch.zeros(L, L, dtype=torch.int64))
 
-    def test_one_tensor_is_projected_once_three_are_projected_one_by_one(self):
+    def test_self_attention_projects_once_cross_attention_three_times(self):
         explicit, calls = explicit_attention(attention(batch_first=True)), []
         explicit.in_proj.register_forward_pre_hook(lambda _, args: calls.append(args[0]))
         x, memory = sequence(L), sequence(S)
@@ -149,9 +149,9 @@ def tiny_vit(classes=4):
 
 
 class TestNetworks:
-    def test_a_vision_transformer_computes_the_same_with_the_same_weights(self):
+    def test_a_vision_transformer_keeps_its_weights_and_outputs(self):
         model = tiny_vit().double().eval()
-        nn.init.normal_(model.heads.head.weight)  # torchvision begins with zeros
+        nn.init.normal_(model.heads.head.weight)  # torchvision initializes it with zeros
         explicit = explicit_attention(model)
         images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
         for grad in (True, False):
@@ -172,7 +172,7 @@ class TestNetworks:
     @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True", "ignore:The PyTorch API of nested tensors")
     @pytest.mark.parametrize("norm_first", [True, False])
     @pytest.mark.parametrize("training", [True, False])
-    def test_torchs_encoder_keeps_out_of_its_fused_kernels(self, norm_first, training):
+    def test_torchs_encoder_does_not_use_its_fused_kernels(self, norm_first, training):
         layer = nn.TransformerEncoderLayer(
             D, HEADS, 7, dropout=0.0, batch_first=True, norm_first=norm_first, dtype=torch.float64
         )
@@ -192,25 +192,25 @@ class TestNetworks:
         assert len(calls) == 3
 
     @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
-    def test_a_copy_of_an_explicit_layer_makes_an_encoder(self):
+    def test_an_encoder_can_be_made_of_an_explicit_layer(self):
         layer = nn.TransformerEncoderLayer(D, HEADS, 7, batch_first=True, dtype=torch.float64).eval()
         x = sequence(L)
         with torch.no_grad():
             expected = nn.TransformerEncoder(layer, 2).eval()(x)
             torch.testing.assert_close(nn.TransformerEncoder(explicit_attention(layer), 2).eval()(x), expected)
 
-    def test_torchs_decoder_looks_at_its_memory(self):
+    def test_torchs_decoder_keeps_its_outputs(self):
         model = nn.TransformerDecoderLayer(D, HEADS, 7, dropout=0.0, dtype=torch.float64)
         x, memory = sequence(L, batch_first=False), sequence(S, batch_first=False)
         torch.testing.assert_close(explicit_attention(model)(x, memory), model(x, memory))
 
-    def test_one_attention_at_two_places_stays_one(self):
+    def test_one_attention_at_two_places_stays_shared(self):
         shared = attention()
         explicit = explicit_attention(nn.ModuleDict(dict(a=shared, b=shared)))
         assert isinstance(explicit["a"], ExplicitAttention)
         assert explicit["a"] is explicit["b"]
 
-    def test_without_attention_comes_an_equal_copy(self):
+    def test_without_attention_returns_an_equal_copy(self):
         model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
         found = explicit_attention(model)
         assert repr(found) == repr(model) and found is not model
@@ -218,7 +218,7 @@ class TestNetworks:
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         assert found[0].weight.data_ptr() != model[0].weight.data_ptr()
 
-    def test_leaves_the_network_and_the_random_numbers_alone(self):
+    def test_leaves_the_network_and_the_random_state(self):
         model = tiny_vit()
         before, state = copy.deepcopy(model), torch.get_rng_state()
         explicit_attention(model)
@@ -251,13 +251,13 @@ def parametrized():
         (attention(vdim=4), "widths 6 and 4"),
         (attention(add_bias_kv=True), "add_bias_kv"),
         (attention(add_zero_attn=True), "add_zero_attn"),
-        (Doubled(D, HEADS), "forward of its own"),
+        (Doubled(D, HEADS), "overrides forward"),
         (parametrized(), "parametrization"),
         (hooked("register_forward_hook"), "has forward hooks"),
         (hooked("register_forward_pre_hook"), "has forward hooks"),
     ],
 )
-def test_what_cannot_be_made_explicit_stays_and_is_reported(module, reason):
+def test_unsupported_attention_is_kept_and_reported(module, reason):
     model = nn.ModuleDict(dict(attention=module, linear=nn.Linear(2, 2)))
     explicit = explicit_attention(model)
     assert type(explicit["attention"]) is type(module)

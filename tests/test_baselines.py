@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import Residual, briefly_trained, in_batches, small_cnn, structured_images
+from conftest import Residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,23 +12,12 @@ from urank.calibration import accumulate_grams
 from urank.factorize import count_cost, decompose, project_network
 from urank.layers import input_rows, matrix_layers, weight_matrix
 from urank.plan import LayerRank, RankPlan
-from urank.search.bisection import search_ranks
-from urank.search.validation import Validation, evaluate
+from urank.search.validation import evaluate
 from urank.subspaces import Spectrum, dimension_for_energy, output_gram, utilized_rank
 
 
-@pytest.fixture(scope="module")
-def measured():
-    """(network, grams, validation, plan) of a small network whose ranks were searched."""
-    torch.manual_seed(0)
-    network = briefly_trained(small_cnn())
-    grams = accumulate_grams(network, in_batches(*structured_images(128, seed=2), 64), progress=False)
-    validation = Validation(in_batches(*structured_images(150, seed=3), 64))
-    return network, grams, validation, search_ranks(network, grams, validation, tolerance=3, progress=False)
-
-
 def rules(network, grams, plan):
-    """A plan of every rule."""
+    """The plan of every rule, by its name."""
     return {
         "two-sided": plan,
         "weight_svd": weight_svd(network, plan),
@@ -50,8 +39,8 @@ def factors_product(compact, name):
 
 
 class TestPlans:
-    def test_say_which_rule_made_them_and_that_no_accuracy_was_asked(self, measured):
-        network, grams, _, plan = measured
+    def test_contain_their_rule_and_no_accuracy(self, searched):
+        network, grams, _, plan = searched
         made = rules(network, grams, plan)
         made.pop("two-sided")
         for rule, found in made.items():
@@ -60,17 +49,8 @@ class TestPlans:
             assert [entry.layer for entry in found.layers] == list(grams)
             assert found.to_frame()["correct"].isna().all()
 
-    def test_come_back_from_json_as_the_same_network(self, measured, tmp_path):
-        network, grams, _, plan = measured
-        for found in rules(network, grams, plan).values():
-            found.save(tmp_path / "plan.json")
-            again = RankPlan.load(tmp_path / "plan.json")
-            assert again == found
-            one, other = (network_of(network, grams, each).state_dict() for each in (found, again))
-            assert all(torch.equal(one[name], other[name]) for name in one)
-
-    def test_at_the_ranks_of_a_plan_cost_the_same(self, measured):
-        network, grams, _, plan = measured
+    def test_of_equal_ranks_have_equal_costs(self, searched):
+        network, grams, _, plan = searched
         costs = {
             rule: count_cost(network_of(network, grams, found).float(), (3, 8, 8))
             for rule, found in rules(network, grams, plan).items()
@@ -79,8 +59,8 @@ class TestPlans:
         assert len(costs) == 3
         assert len(set(costs.values())) == 1
 
-    def test_become_networks_whose_layers_have_their_ranks(self, measured):
-        network, grams, validation, plan = measured
+    def test_give_compact_networks_of_their_ranks(self, searched):
+        network, grams, validation, plan = searched
         for found in rules(network, grams, plan).values():
             compact = network_of(network, grams, found)
             for entry in found.layers:
@@ -89,8 +69,8 @@ class TestPlans:
 
 
 class TestWeightSVD:
-    def test_is_the_best_approximation_of_the_weights(self, measured):
-        network, grams, _, plan = measured
+    def test_is_the_best_approximation_of_the_weights(self, searched):
+        network, grams, _, plan = searched
         compact = network_of(network, grams, weight_svd(network, plan))
         for entry in plan.layers:
             W = weight_matrix(network.get_submodule(entry.layer))
@@ -99,15 +79,15 @@ class TestWeightSVD:
                 error, torch.linalg.svdvals(W)[entry.rank :].square().sum(), rtol=1e-9, atol=1e-18
             )
 
-    def test_is_the_decomposition_of_the_unaltered_network(self, measured):
-        network, grams, _, plan = measured
+    def test_equals_the_decomposition_of_the_original_network(self, searched):
+        network, grams, _, plan = searched
         one = network_of(network, grams, weight_svd(network, plan)).state_dict()
         other = decompose(network, plan).state_dict()
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def plan_of(model, r, k=None):
-    """A plan that gives every layer the rank r, and k_S = k_T = k."""
+    """A plan in which every layer has rank r and dimensions k_S = k_T = k."""
     entries = []
     for name, layer in matrix_layers(model).items():
         d, m = weight_matrix(layer).shape
@@ -119,8 +99,8 @@ class TestOutputPCA:
     @settings(max_examples=50, deadline=None, derandomize=True, database=None)
     @given(data=st.data(), d=st.integers(1, 8), m=st.integers(1, 8), rows=st.integers(1, 30), decay=st.integers(0, 2),
            seed=st.integers(0, 2**32 - 1))  # fmt: skip
-    def test_no_plan_of_the_same_rank_comes_closer(self, data, d, m, rows, decay, seed):
-        """||XW - XW'||^2 is what Eckart and Young leave of Y = XW, and two-sided projections leave no less."""
+    def test_has_the_smallest_error_of_all_plans_of_its_rank(self, data, d, m, rows, decay, seed):
+        """||XW - XW'||^2 equals the Eckart-Young error of Y = XW; two-sided projections cannot be closer."""
         r = data.draw(st.integers(1, min(d, m)))
         torch.manual_seed(seed)
         X = torch.randn(rows, d, dtype=torch.float64) * 10.0 ** (-decay * torch.arange(d) / d)
@@ -141,7 +121,7 @@ class TestOutputPCA:
         assert error(found) <= error(weight_svd(network, two_sided)) + rounding
 
     @pytest.mark.parametrize("r", [1, 4, 9])
-    def test_of_a_convolution_counts_its_patches(self, r):
+    def test_minimizes_the_error_of_a_convolution_over_patches(self, r):
         conv = nn.Conv2d(3, 10, 3, stride=2, padding=1).double()
         images, network = torch.randn(6, 3, 9, 9, dtype=torch.float64), nn.Sequential(conv)
         grams = accumulate_grams(network, [images], progress=False)
@@ -151,8 +131,8 @@ class TestOutputPCA:
         Y = input_rows(conv, images) @ weight_matrix(conv)
         torch.testing.assert_close(error, torch.linalg.svdvals(Y)[r:].square().sum(), rtol=1e-9, atol=1e-18)
 
-    def test_comes_closer_than_the_search_did_in_every_first_layer(self, measured):
-        network, grams, _, plan = measured
+    def test_has_a_smaller_error_than_the_search_in_the_first_layer(self, searched):
+        network, grams, _, plan = searched
         name, gram = next(iter(grams.items()))
         W = weight_matrix(network.get_submodule(name))
         errors = {}
@@ -162,7 +142,7 @@ class TestOutputPCA:
         assert errors["output_pca"] < errors["two-sided"]
         assert errors["output_pca"] < errors["weight_svd"]
 
-    def test_of_a_layer_of_rank_zero_keeps_one_direction(self):
+    def test_keeps_one_direction_of_a_zero_layer(self):
         network, x = nn.Sequential(nn.Linear(4, 3)).double(), torch.randn(9, 4, dtype=torch.float64)
         nn.init.zeros_(network[0].weight)
         grams = accumulate_grams(network, [x], progress=False)
@@ -174,8 +154,8 @@ class TestOutputPCA:
 class TestEnergyRank:
     @pytest.mark.parametrize("sides", SIDES)
     @pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])
-    def test_holds_the_share_on_the_sides_asked_for(self, measured, energy, sides):
-        network, grams, _, _ = measured
+    def test_holds_the_energy_on_the_chosen_sides(self, searched, energy, sides):
+        network, grams, _, _ = searched
         plan = energy_rank(network, grams, energy, sides)
         projected = project_network(network, plan, grams)
         for entry in plan.layers:
@@ -186,8 +166,8 @@ class TestEnergyRank:
             assert entry.rank == utilized_rank(weight_matrix(projected.get_submodule(entry.layer)))
             assert entry.weight_rank == utilized_rank(W)
 
-    def test_of_the_outputs_is_layer_saturation_on_centred_data(self):
-        """The share of directions with 99 % of the outputs' variance, where these have no mean."""
+    def test_of_centred_outputs_equals_layer_saturation(self):
+        """On centred outputs, k_T / m is the share of directions that hold 99 % of the variance."""
         layer = nn.Linear(20, 12, bias=False).double()
         X = torch.randn(300, 20, dtype=torch.float64) * 0.6 ** torch.arange(20)
         X -= X.mean(0)
@@ -199,50 +179,50 @@ class TestEnergyRank:
         assert 1 < directions < 12
         assert plan.layers[0].k_t / plan.layers[0].m == directions / 12
 
-    def test_of_less_energy_is_no_larger(self, measured):
-        network, grams, _, _ = measured
+    def test_grows_with_the_energy(self, searched):
+        network, grams, _, _ = searched
         plans = [energy_rank(network, grams, energy) for energy in (0, 0.3, 0.6, 0.9, 0.99, 1)]
         for less, more in zip(plans, plans[1:]):
             assert all(a.k_s <= b.k_s and a.k_t <= b.k_t for a, b in zip(less.layers, more.layers))
         assert all((entry.k_s, entry.k_t) == (1, 1) for entry in plans[0].layers)
 
-    def test_chooses_the_layers_it_has_grams_of(self, measured):
-        network, grams, _, _ = measured
+    def test_contains_the_layers_of_the_gram_matrices(self, searched):
+        network, grams, _, _ = searched
         assert [entry.layer for entry in energy_rank(network, {"6": grams["6"]}).layers] == ["6"]
 
 
 class TestErrors:
-    def test_a_plan_of_another_network(self, measured):
-        network, grams, _, plan = measured
+    def test_a_plan_of_another_network(self, searched):
+        network, grams, _, plan = searched
         other = replace(plan, layers=(replace(plan.layers[0], m=9), *plan.layers[1:]))
         for use in (lambda plan: weight_svd(network, plan), lambda plan: output_pca(network, grams, plan)):
-            with pytest.raises(ValueError, match="'0' is 27 x 8, in the plan 27 x 9"):
+            with pytest.raises(ValueError, match="'0' is 27 x 8 in this network but 27 x 9 in the plan"):
                 use(other)
         with pytest.raises(ValueError, match="does not have"):
             weight_svd(Residual(), plan)
 
-    def test_a_missing_gram(self, measured):
-        network, grams, _, plan = measured
+    def test_a_missing_gram(self, searched):
+        network, grams, _, plan = searched
         some = {name: gram for name, gram in grams.items() if name not in ("3", "9")}
-        with pytest.raises(ValueError, match="no Gram matrix is given: 3, 9"):
+        with pytest.raises(ValueError, match="no Gram matrix for these layers of the plan: '3', '9'"):
             output_pca(network, some, plan)
 
-    def test_a_gram_of_another_layer(self, measured):
-        network, grams, _, plan = measured
+    def test_a_gram_of_another_layer(self, searched):
+        network, grams, _, plan = searched
         wrong = grams | {"0": torch.eye(5)}
         for use in (lambda: output_pca(network, wrong, plan), lambda: energy_rank(network, wrong)):
             with pytest.raises(ValueError, match=r"'0' has 27 input features.*\(5, 5\)"):
                 use()
 
-    def test_no_gram(self, measured):
+    def test_no_gram(self, searched):
         with pytest.raises(ValueError, match="empty"):
-            energy_rank(measured[0], {})
+            energy_rank(searched[0], {})
 
-    def test_other_sides(self, measured):
+    def test_unknown_sides(self, searched):
         with pytest.raises(ValueError, match="'both', 'input', 'output', got 'left'"):
-            energy_rank(*measured[:2], sides="left")
+            energy_rank(*searched[:2], sides="left")
 
     @pytest.mark.parametrize("energy", [-0.1, 99, float("nan")])
-    def test_what_is_no_share(self, measured, energy):
+    def test_an_energy_outside_0_to_1(self, searched, energy):
         with pytest.raises(ValueError, match="between 0 and 1"):
-            energy_rank(*measured[:2], energy)
+            energy_rank(*searched[:2], energy)

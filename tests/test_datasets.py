@@ -11,28 +11,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Trap
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from urank import datasets
-from urank.datasets import CLASSES, Split, check_options, load
+from urank.datasets import CLASSES, check_options, load
 from urank.datasets import digits as drawing
 
 DIGITS = ("digits10", "digits100")
 SMALL = dict(train=300, test=200)
 
-small = functools.cache(functools.partial(load, **SMALL))  # the data sets are immutable: draw each once
+small = functools.cache(functools.partial(load, **SMALL))  # data sets are immutable
 
 
 @functools.cache
 def sources():
-    """scikit-learn's digits: ink (1797, 8, 8) in 0..1, and which digit each is."""
+    """scikit-learn's digits: ink (1797, 8, 8) in 0..1, and their labels."""
     stored = load_digits()
     return torch.from_numpy(stored.images).float() / 16, torch.from_numpy(stored.target)
 
 
 def drawn(classes: int, count: int, glyphs, pool, seed: int = 0):
-    """Scenes (n, 32, 32, 3) with any ink, and their labels; the same but for the ink whenever `seed` is the same."""
+    """Scenes (n, 32, 32, 3) with any ink, and their labels; scenes of one seed differ only in the ink."""
     generator = torch.Generator().manual_seed(seed)
     labels = drawing.balanced_labels(classes, count, generator)
     return drawing.draw_scenes(labels, classes, glyphs, sources()[1], pool, generator).int(), labels
@@ -42,7 +43,7 @@ def drawn(classes: int, count: int, glyphs, pool, seed: int = 0):
 
 
 @pytest.mark.parametrize("name", DIGITS)
-def test_digits_have_the_promised_shapes_and_types(name):
+def test_digits_have_the_documented_shapes_and_types(name):
     dataset = small(name)
     assert (dataset.name, dataset.classes) == (name, CLASSES[name])
     for split, count in ((dataset.train, 300), (dataset.test, 200)):
@@ -51,7 +52,7 @@ def test_digits_have_the_promised_shapes_and_types(name):
 
 
 @pytest.mark.parametrize("name", DIGITS)
-def test_digits_are_the_same_for_the_same_seed_only(name):
+def test_digits_depend_on_the_seed_only(name):
     first, again, other = small(name), load(name, **SMALL), load(name, **SMALL, seed=1)
     for part in ("train", "test"):
         one, two, three = (getattr(dataset, part) for dataset in (first, again, other))
@@ -59,7 +60,7 @@ def test_digits_are_the_same_for_the_same_seed_only(name):
         assert not torch.equal(one.images, three.images) and not torch.equal(one.labels, three.labels)
 
 
-def test_drawing_leaves_the_global_random_state_alone():
+def test_drawing_leaves_the_global_random_state():
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     load("digits10", train=10, test=10)
     assert torch.equal(before, torch.get_rng_state())
@@ -72,7 +73,7 @@ def test_training_images_do_not_depend_on_the_number_of_test_images():
 
 
 @pytest.mark.parametrize("name", DIGITS)
-def test_any_round_of_classes_taken_from_the_front_is_balanced(name):
+def test_the_first_images_are_balanced_over_classes(name):
     classes = CLASSES[name]
     for split in (small(name).train, small(name).test):
         for rounds in (1, 2):
@@ -93,8 +94,8 @@ def test_source_digits_are_split_without_overlap_and_stratified():
 
 
 @pytest.mark.parametrize("name", DIGITS)
-def test_images_show_source_digits_of_their_own_part_only(name, monkeypatch):
-    # Wipe the source digits of the test part: every test image must change, and no training image.
+def test_images_contain_only_source_digits_of_their_own_part(name, monkeypatch):
+    # Without the source digits of the test part every test image must change, and no training image.
     stored = load_digits()
     stored.images[drawing.split_sources(torch.from_numpy(stored.target))[1].numpy()] = 0
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: stored)
@@ -105,8 +106,8 @@ def test_images_show_source_digits_of_their_own_part_only(name, monkeypatch):
 
 @pytest.mark.parametrize("classes", [10, 100])
 @pytest.mark.parametrize("digit", [0, 7])
-def test_a_digit_appears_exactly_where_its_label_says(classes, digit):
-    # The same scenes with the ink of one digit only and with no ink at all differ where that digit is drawn.
+def test_a_digit_appears_where_its_label_says(classes, digit):
+    # Scenes with the ink of one digit and scenes without ink differ only where that digit is drawn.
     glyphs, digits = sources()
     pool = drawing.split_sources(digits)[0]
     only = glyphs * (digits == digit).view(-1, 1, 1)
@@ -122,22 +123,13 @@ def test_a_digit_appears_exactly_where_its_label_says(classes, digit):
         assert ((column[units] > 6) & (column[units] < 26)).all()
 
 
-def test_every_source_digit_of_a_part_is_in_use():
-    digits = sources()[1]
-    pool = drawing.split_sources(digits)[1]
-    shown = torch.arange(10).repeat(1000)
-    chosen = drawing.choose_sources(shown, digits, pool, torch.Generator().manual_seed(0))
-    assert torch.equal(digits[chosen], shown)
-    assert set(chosen.tolist()) == set(pool.tolist())
-
-
-def test_colours_do_not_give_the_digit_away():
-    # Mean colours differ between images (any hue, light or dark), not between classes.
+def test_colours_do_not_reveal_the_digit():
+    # Mean colours differ between images, not between classes.
     means = small("digits10").train.images.float().mean((2, 3))
     labels = small("digits10").train.labels
     between = torch.stack([means[labels == digit].mean(0) for digit in range(10)]).var(0)
     assert (means.std(0) > 30).all()
-    assert (between < 3 * means.var(0) / 30).all()  # 30 images a class: what chance alone leaves is 1/30
+    assert (between < 3 * means.var(0) / 30).all()  # 30 images per class: chance alone gives 1/30
 
 
 @pytest.mark.parametrize("name, counts", [("digits10", (9, 10)), ("digits100", (100, 99)), ("digits10", (-5, 10))])
@@ -149,20 +141,17 @@ def test_too_few_digits_are_refused(name, counts):
 # --- names, options, batches -----------------------------------------------------------------------------------------
 
 
-def test_an_unknown_name_lists_the_choices():
+@pytest.mark.parametrize("name, option", [("digits10", "folder"), ("cifar10", "train")])
+def test_an_unknown_name_or_option_is_refused(name, option):
     with pytest.raises(ValueError, match="'mnist'.* digits10, digits100, cifar10, cifar100"):
         load("mnist")
-
-
-@pytest.mark.parametrize("name, option", [("digits10", "folder"), ("cifar10", "train")])
-def test_an_unknown_option_is_refused(name, option):
     with pytest.raises(ValueError, match=option):
         load(name, **{option: 1})
     with pytest.raises(ValueError, match="digits10: no such option: name"):
         check_options("digits10", dict(name="digits100"))
 
 
-def test_statistics_are_those_of_the_training_pixels():
+def test_statistics_are_computed_from_the_training_pixels():
     dataset = small("digits10")
     pixels = dataset.train.images.double().permute(1, 0, 2, 3).flatten(1) / 255
     np.testing.assert_allclose(dataset.mean, pixels.mean(1), rtol=1e-12)
@@ -182,7 +171,7 @@ def test_batches_are_normalized_complete_and_repeatable():
     assert all(torch.equal(one[0], two[0]) for one, two in zip(seen, batches))
 
 
-def test_batches_in_another_order_have_other_sizes():
+def test_batches_can_have_another_order_and_other_sizes():
     dataset = small("digits10")
     order = torch.randperm(200)
     images, labels = (torch.cat(parts) for parts in zip(*dataset.batches(dataset.test)))
@@ -195,18 +184,14 @@ def test_batches_in_another_order_have_other_sizes():
     half = batches.in_order(backwards, [64, 36])
     assert torch.cat([x for x, _ in half]).equal(images[order[backwards]])
     assert half.labels.equal(labels[order[backwards]]) and half.total == 100
-
-
-def test_take_keeps_the_front():
-    split = Split(torch.arange(5), torch.arange(5))
-    assert split.take(2).labels.tolist() == [0, 1] and len(split.take(None)) == 5
+    assert dataset.test.take(2).labels.equal(labels[:2]) and len(dataset.test.take(None)) == 200
 
 
 # --- CIFAR: .npz files -----------------------------------------------------------------------------------------------
 
 
 def made_up(classes: int = 10, extra: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
-    """A small data set in the Keras layout: random pixels, every class at least once."""
+    """A small data set in the Keras layout: random pixels, at least one image per class."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for part, n in (("train", 2 * classes + extra), ("test", classes + extra)):
@@ -217,9 +202,11 @@ def made_up(classes: int = 10, extra: int = 3, seed: int = 0) -> dict[str, np.nd
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_an_npz_file_comes_back_pixel_by_pixel(tmp_path, monkeypatch, name, save):
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_npz_file_is_read_pixel_by_pixel(tmp_path, monkeypatch, name, save, flat):
     arrays = made_up(CLASSES[name])
-    save(tmp_path / f"{name}.npz", **arrays)
+    labels = {key: arrays[key].reshape(-1).astype(np.int64) for key in ("y_train", "y_test")}
+    save(tmp_path / f"{name}.npz", **arrays | (labels if flat else {}))
     monkeypatch.setenv("URANK_DATA", str(tmp_path))
     dataset = load(name)
     assert dataset.classes == CLASSES[name]
@@ -229,23 +216,12 @@ def test_an_npz_file_comes_back_pixel_by_pixel(tmp_path, monkeypatch, name, save
         assert np.array_equal(split.labels.numpy(), arrays[f"y_{part}"][:, 0])
 
 
-def test_flat_labels_and_the_folder_option_do_too(tmp_path):
-    arrays = made_up()
-    flat = {key: array.reshape(-1).astype(np.int64) for key, array in arrays.items() if key.startswith("y")}
-    np.savez(tmp_path / "cifar10.npz", **arrays | flat)
-    assert load("cifar10", folder=tmp_path).train.labels.tolist() == flat["y_train"].tolist()
-
-
-def test_data_folder_is_the_variable_or_data(tmp_path, monkeypatch):
+def test_data_folder_is_the_environment_variable_or_data(tmp_path, monkeypatch):
     monkeypatch.setenv("URANK_DATA", str(tmp_path))
     assert datasets.data_folder() == tmp_path
     for unset in (lambda: monkeypatch.setenv("URANK_DATA", ""), lambda: monkeypatch.delenv("URANK_DATA")):
         unset()
         assert datasets.data_folder() == Path("data")
-
-
-def swapped(arrays, **changes):
-    return arrays | {key: change(arrays[key]) for key, change in changes.items()}
 
 
 BAD_CONTENT = {
@@ -256,31 +232,38 @@ BAD_CONTENT = {
     "a label short": (dict(y_test=lambda y: y[:-1]), r"test part: labels must be .*\(12, 1\)"),
     "one-hot labels": (dict(y_train=lambda y: np.eye(10, dtype=int)[y[:, 0]]), r"training part: labels .*\(23, 10\)"),
     "float labels": (dict(y_train=lambda y: y.astype(float)), "training part: labels must be integers.*float64"),
-    "label 10": (dict(y_train=lambda y: np.where(y == 3, 10, y)), r"training part: needs all labels 0 to 9.*0 to 10"),
-    "label -1": (dict(y_test=lambda y: y.astype(int) - 1), r"test part: needs all labels 0 to 9.*-1 to 8"),
-    "no threes": (dict(y_test=lambda y: np.where(y == 3, 2, y)), "test part: needs all labels 0 to 9, has 9"),
-    "nothing": (dict(x_test=lambda x: x[:0], y_test=lambda y: y[:0]), "test part: needs all labels.*none"),
+    "label 10": (
+        dict(y_train=lambda y: np.where(y == 3, 10, y)),
+        r"training part: labels must include all of 0 to 9.*0 to 10",
+    ),
+    "label -1": (dict(y_test=lambda y: y.astype(int) - 1), r"test part: labels must include all of 0 to 9.*-1 to 8"),
+    "no threes": (
+        dict(y_test=lambda y: np.where(y == 3, 2, y)),
+        "test part: labels must include all of 0 to 9, found 9",
+    ),
+    "nothing": (dict(x_test=lambda x: x[:0], y_test=lambda y: y[:0]), "test part: labels must include all.*none"),
 }
 
 
 @pytest.mark.parametrize("changes, message", BAD_CONTENT.values(), ids=BAD_CONTENT.keys())
-def test_bad_content_is_refused_by_name(tmp_path, changes, message):
-    np.savez(tmp_path / "cifar10.npz", **swapped(made_up(), **changes))
+def test_bad_content_is_refused(tmp_path, changes, message):
+    arrays = made_up()
+    np.savez(tmp_path / "cifar10.npz", **arrays | {key: change(arrays[key]) for key, change in changes.items()})
     with pytest.raises(ValueError, match=rf"cifar10\.npz, {message}"):
         load("cifar10", folder=tmp_path)
 
 
 @pytest.mark.parametrize("name, classes", [("cifar10", 100), ("cifar100", 10)])
-def test_cifar10_and_cifar100_are_not_mistaken_for_each_other(tmp_path, name, classes):
+def test_cifar10_and_cifar100_are_told_apart(tmp_path, name, classes):
     np.savez(tmp_path / f"{name}.npz", **made_up(classes))
-    with pytest.raises(ValueError, match=f"all labels 0 to {CLASSES[name] - 1}, has {classes} "):
+    with pytest.raises(ValueError, match=f"all of 0 to {CLASSES[name] - 1}, found {classes} "):
         load(name, folder=tmp_path)
 
 
 def test_missing_arrays_are_named(tmp_path):
     arrays = made_up()
     np.savez(tmp_path / "cifar10.npz", x_train=arrays["x_train"], y_test=arrays["y_test"])
-    with pytest.raises(ValueError, match=r"cifar10\.npz: has no y_train, x_test; "):
+    with pytest.raises(ValueError, match=r"cifar10\.npz: no array y_train, x_test; "):
         load("cifar10", folder=tmp_path)
 
 
@@ -295,23 +278,13 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_npz_file_is_named_and_its_error_kept(tmp_path, damage):
+def test_a_damaged_npz_file_is_named(tmp_path, damage):
     path = tmp_path / "cifar10.npz"
     np.savez(path, **made_up())
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"cifar10\.npz: not a readable \.npz file .* copy it again") as caught:
         load("cifar10", folder=tmp_path)
     assert caught.value.__cause__ is not None
-
-
-class Trap:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_nothing_in_an_npz_file_is_unpickled(tmp_path):
@@ -324,7 +297,7 @@ def test_nothing_in_an_npz_file_is_unpickled(tmp_path):
 
 def test_a_missing_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("URANK_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder; create it or set URANK_DATA .*cifar10.npz"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder; create it, or set URANK_DATA .*cifar10.npz"):
         load("cifar10")
     assert not (tmp_path / "nowhere").exists()
 
@@ -334,15 +307,15 @@ def test_a_missing_folder_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Every connection is refused, whether or not this machine has a network."""
+    """Every connection is refused."""
     for scheme in ("http", "https"):
         monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")  # the discard port: nothing listens there
     monkeypatch.setenv("no_proxy", "")
-    monkeypatch.setattr(urllib.request, "_opener", None)  # else the proxies of an earlier request stay in force
+    monkeypatch.setattr(urllib.request, "_opener", None)  # forget the proxies of an earlier request
 
 
 def small_archive(arrays: dict[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
-    """CIFAR-100's archive, as its authors laid it out, around `arrays`; and the MD5 sums of its files."""
+    """`arrays` in an archive with the layout of CIFAR-100, and the MD5 sums of its files."""
     files = {"meta": dict(fine_label_names=[f"class {i}" for i in range(100)])}
     for part in ("train", "test"):
         rows = arrays[f"x_{part}"].transpose(0, 3, 1, 2).reshape(-1, 3072)
@@ -359,7 +332,7 @@ def small_archive(arrays: dict[str, np.ndarray]) -> tuple[bytes, dict[str, str]]
 
 @pytest.fixture
 def server(tmp_path_factory, monkeypatch):
-    """A folder that a server on this machine serves; it holds a small CIFAR-100 that torchvision accepts."""
+    """A folder on a local server with a small CIFAR-100 that torchvision accepts."""
     folder = tmp_path_factory.mktemp("server")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     content, sums = small_archive(made_up(100))
@@ -385,7 +358,7 @@ def assert_is_made_up(dataset):
 
 
 @pytest.mark.parametrize("name, source", [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
-def test_without_files_or_network_the_error_says_what_to_do(tmp_path, offline, name, source):
+def test_without_files_and_network_the_error_says_what_to_do(tmp_path, offline, name, source):
     with pytest.raises(ConnectionError) as caught:
         load(name, folder=tmp_path)
     for part in (str(tmp_path), f"{name}.npz", source.base_folder, source.url, "URANK_DATA", "refused"):
@@ -394,7 +367,7 @@ def test_without_files_or_network_the_error_says_what_to_do(tmp_path, offline, n
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_files_are_downloaded_whole_and_only_once(tmp_path, server):
+def test_missing_files_are_downloaded_once(tmp_path, server):
     assert_is_made_up(load("cifar100", folder=tmp_path))
     assert [entry.name for entry in tmp_path.iterdir()] == ["cifar-100-python"]
     (server / CIFAR100.filename).unlink()
@@ -418,7 +391,7 @@ def test_an_archive_in_the_folder_needs_no_network(tmp_path, server, offline):
     assert {entry.name for entry in tmp_path.iterdir()} == {CIFAR100.filename, "cifar-100-python"}
 
 
-def test_a_damaged_archive_is_named_and_left_alone(tmp_path, server):
+def test_a_damaged_archive_is_named_and_kept(tmp_path, server):
     archive = tmp_path / CIFAR100.filename
     archive.write_bytes(b"half an archive")
     with pytest.raises(ValueError, match=rf"{archive.name}: .*wrong checksum.*delete it"):
@@ -435,7 +408,7 @@ def test_a_damaged_folder_is_named(tmp_path, offline, name, source):
     assert caught.value.__cause__ is not None
 
 
-def test_an_npz_file_comes_before_torchvisions_folder(tmp_path, offline):
+def test_an_npz_file_is_preferred_to_torchvisions_folder(tmp_path, offline):
     (tmp_path / "cifar-100-python").mkdir()
     np.savez(tmp_path / "cifar100.npz", **made_up(100))
     assert_is_made_up(load("cifar100", folder=tmp_path))
@@ -443,7 +416,7 @@ def test_an_npz_file_comes_before_torchvisions_folder(tmp_path, offline):
 
 # --- the real CIFAR --------------------------------------------------------------------------------------------------
 
-PUBLISHED = {  # mean and spread of the training pixels, as widely quoted
+PUBLISHED = {  # mean and standard deviation of the training pixels
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
@@ -464,8 +437,8 @@ def test_the_real_cifar(name, source):
 
 class TestPlainDigits:
     @pytest.mark.parametrize("name", ["digits10", "digits100"])
-    def test_are_grey_and_show_their_class(self, name):
-        """White on black, the same classes in the same order, and one scene a handwritten digit, or two."""
+    def test_are_grey_and_labelled(self, name):
+        """White on black, with the same classes as the coloured scenes."""
         plain, drawn = (datasets.load(name, train=200, test=100, plain=plain) for plain in (True, False))
         images = plain.train.images
         assert images.shape == (200, 3, 32, 32) and images.dtype == torch.uint8
@@ -473,7 +446,7 @@ class TestPlainDigits:
         assert (images[:, :, 0] == 0).all() and (images[:, :, -1] == 0).all()
         assert torch.equal(plain.train.labels.sort()[0], drawn.train.labels.sort()[0])
 
-    def test_a_class_is_told_from_the_others_by_its_mean_image(self):
+    def test_mean_images_identify_their_classes(self):
         digits = datasets.load("digits10", train=2000, test=500, plain=True)
         train, test = (split.images[:, 0].flatten(1).float() for split in (digits.train, digits.test))
         means = torch.stack([train[digits.train.labels == label].mean(0) for label in range(10)])

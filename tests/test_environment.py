@@ -1,4 +1,4 @@
-"""Versions are stated once, in requirements.txt; whatever else installs the project reads that file."""
+"""pyproject.toml states lower bounds, requirements.txt pins the development environment; the two agree."""
 
 import ast
 import importlib.metadata
@@ -9,95 +9,152 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from urank.reproduction.provenance import VERSIONS_OF
 
 ROOT = Path(__file__).parent.parent
-LINES = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
-REQUIREMENTS = [line for line in LINES if line]
-PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(\[[a-z,]+\])?==([0-9][0-9A-Za-z.]*)(\s*;.*)?")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+CORE = [Requirement(text) for text in PROJECT["dependencies"]]
+EXTRAS = {extra: [Requirement(text) for text in texts] for extra, texts in PROJECT["optional-dependencies"].items()}
+BOUNDS = [*CORE, *(requirement for extra in EXTRAS.values() for requirement in extra)]
 
 
-def normalized(name):
-    return re.sub(r"[-_.]+", "-", name).lower()
+def read_lock():
+    """The requirements of requirements.txt."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    return [Requirement(line) for line in lines if line]
 
 
-def pins():
-    return {normalized(match[1]): match[3] for match in map(PINNED.fullmatch, REQUIREMENTS) if match}
+LOCK = {canonicalize_name(requirement.name): requirement for requirement in read_lock()}
 
 
-def test_every_package_of_the_project_is_installed():
-    """An editable installation has them all; one that is not has those that setuptools finds."""
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert wanted == ["urank*"]
+def version_of(requirement):
+    """The version that `requirement` pins."""
+    [specifier] = requirement.specifier
+    assert specifier.operator == "==" and "*" not in specifier.version, requirement
+    return specifier.version
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=str)
+def test_the_lock_satisfies_every_bound(bound):
+    assert {">="} <= {specifier.operator for specifier in bound.specifier} <= {">=", "<"}
+    assert bound.specifier.contains(version_of(LOCK[canonicalize_name(bound.name)]))
+
+
+def test_the_lock_pins_nothing_else():
+    assert LOCK.keys() == {canonicalize_name(bound.name) for bound in BOUNDS}
+    assert len(read_lock()) == len(LOCK)
+
+
+def test_the_lock_is_installed():
+    installed = {name: importlib.metadata.version(name).split("+")[0] for name in LOCK}
+    assert installed == {name: version_of(requirement) for name, requirement in LOCK.items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch",
+        "torchvision",
+        "timm",
+        "jupyterlab",
+        "jupyter-book",
+        "matplotlib",
+        "pandas",
+        "papermill",
+        "pytest",
+        "nbval",
+    ],
+)
+def test_the_lock_contains_the_main_tools(name):
+    assert name in LOCK
+
+
+def test_conda_installs_the_lock():
+    assert CONDA["name"] == "urank"
+    *conda, last = CONDA["dependencies"]
+    assert last == {"pip": ["-r requirements.txt", "-e ."]}
+    assert {"python", "pip"} <= {re.split("[=<>!~ ]", entry)[0] for entry in conda}
+
+
+def test_conda_s_python_is_supported():
+    [python] = [entry for entry in CONDA["dependencies"] if str(entry).startswith("python=")]
+    supported = Requirement(f"python{PROJECT['requires-python']}").specifier
+    assert supported.contains(python.split("=")[-1]) and supported.contains(sys.version.split()[0])
+
+
+CONFIGURATION = [
+    "environment.yml",
+    "Makefile",
+    "Snakefile",
+    ".ci/run",
+    ".github/workflows/*.yml",
+    ".pre-commit-config.yaml",
+]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for pattern in CONFIGURATION for path in ROOT.glob(pattern)), ids=lambda path: path.name
+)
+def test_no_other_file_states_a_version(path):
+    text = path.read_text()
+    assert [name for name in LOCK if re.search(rf"(?i)(?<![\w-]){name}\s*[=<>~!]=?\s*[\"']?\d", text)] == []
+
+
+@pytest.mark.parametrize("name", VERSIONS_OF)
+def test_records_name_pinned_packages(name):
+    assert name in LOCK
+
+
+def test_every_folder_of_the_package_is_installed():
+    """setuptools finds packages by their `__init__.py`."""
     folders = {path.parent for path in (ROOT / "urank").rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-def test_every_requirement_is_pinned():
-    assert [line for line in REQUIREMENTS if not PINNED.fullmatch(line)] == []
-    assert len(pins()) == len(REQUIREMENTS) > 0
+OWN = {"urank", "benchmarks", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+OPTIONAL = {"delve"}  # the benchmark is compared with it where it is installed
+DISTRIBUTIONS = importlib.metadata.packages_distributions()
 
 
-def test_conda_installs_the_same():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["name"] == "urank"
-    *plain, last = environment["dependencies"]
-    assert last == {"pip": ["-r requirements.txt", "-e ."]}
-    names = {re.split("[=<>!~ ]", entry)[0] for entry in plain}
-    assert {"python", "pip"} <= names
+def imported_by(paths, lazily=True):
+    """The distributions whose packages the modules import, at their top or, if `lazily`, anywhere."""
+    nodes = [node for path in paths for node in _nodes(ast.parse(path.read_text()), lazily)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    packages = {name.split(".")[0] for name in names} - OWN - OPTIONAL - set(sys.stdlib_module_names)
+    return {canonicalize_name(DISTRIBUTIONS.get(package, [package])[0]) for package in packages}
 
 
-def test_pip_installs_the_same():
-    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    project = content["project"]
-    assert "dependencies" in project["dynamic"] and "dependencies" not in project
-    assert "optional-dependencies" not in project and "dependency-groups" not in content
-    assert content["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+def _nodes(tree, lazily):
+    return ast.walk(tree) if lazily else tree.body
 
 
-PLACES = ["pyproject.toml", "environment.yml", "Makefile", "Snakefile", ".ci/run", ".github/workflows/*.yml"]
+def names_of(*requirements):
+    return {canonicalize_name(requirement.name) for each in requirements for requirement in each}
 
 
-@pytest.mark.parametrize(
-    "path", sorted(path for place in PLACES for path in ROOT.glob(place)), ids=lambda path: path.name
-)
-def test_no_version_is_stated_twice(path):
-    text = path.read_text()
-    stated = [name for name in pins() if re.search(rf"(?i)(?<![\w-]){name}\s*[=<>~!]=?\s*[\"']?\d", text)]
-    assert stated == []
+LIBRARY = [path for path in (ROOT / "urank").rglob("*.py") if "reproduction" not in path.parts]
+REPRODUCTION = [path for path in (ROOT / "urank").rglob("*.py") if "reproduction" in path.parts]
 
 
-def test_conda_s_python_is_allowed_by_pip():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    [python] = [entry for entry in environment["dependencies"] if str(entry).startswith("python=")]
-    least = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert least.startswith(">=")
-    version, minimum = (tuple(map(int, text.split("."))) for text in (python.split("=")[-1], least[2:]))
-    assert version >= minimum and sys.version_info >= minimum
+def test_the_library_imports_what_it_declares():
+    """Extras only inside the functions that use them."""
+    assert imported_by(LIBRARY, lazily=False) <= names_of(CORE)
+    assert imported_by(LIBRARY) <= names_of(CORE, EXTRAS["reproduction"])
 
 
-@pytest.mark.parametrize("name", VERSIONS_OF)
-def test_what_records_name_is_what_is_pinned(name):
-    assert importlib.metadata.version(name).split("+")[0] == pins()[name]
+def test_the_reproduction_imports_what_it_declares():
+    assert imported_by(REPRODUCTION) <= names_of(CORE, EXTRAS["reproduction"])
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module.split(".")[0]
+def test_tests_and_benchmarks_import_what_is_declared():
+    files = [path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert imported_by(files) <= names_of(BOUNDS)
 
 
-OPTIONAL = {"delve"}  # the benchmark compares with it where somebody has installed it
-
-
-def test_every_package_that_is_imported_is_required():
-    own = {"urank", "benchmarks", "conftest"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
-    files = [path for folder in ("urank", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    names = {name for path in files for name in imported(path)} - own - OPTIONAL
-    names -= set(sys.stdlib_module_names)
-    distributions = importlib.metadata.packages_distributions()
-    missing = {name for name in names if not {normalized(d) for d in distributions.get(name, [])} & set(pins())}
-    assert missing == set()
+def test_no_dependency_of_the_library_is_unused():
+    assert names_of(CORE) <= imported_by([*LIBRARY, *REPRODUCTION])

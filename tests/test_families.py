@@ -19,7 +19,7 @@ from urank.reproduction.paper_networks import PAPER
 
 IMAGES = 8
 
-# For 32 x 32 images and four classes: the libraries' own classes with few blocks and features.
+# Small networks of the libraries' own classes, for 32 x 32 images and four classes.
 FAMILIES = {
     "ViT (torchvision)": lambda: VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=48, num_classes=4
@@ -57,7 +57,7 @@ def measured(request):
 
 @torch.no_grad()
 def without_zeros(model):
-    """Noise on every parameter: classifiers, biases and layer scales that start at (nearly) zero hide what they do."""
+    """Add noise to every parameter: a classifier, bias or layer scale of zero would hide errors."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model
@@ -69,7 +69,7 @@ def logits(model, batches):
 
 
 def plan_by_energy(model, grams, energy):
-    """Dimensions that hold a share of the spectral energy; the rank is the upper bound min(k_S, k_T)."""
+    """A plan with dimensions that hold a share of the energy, and the upper bound min(k_S, k_T) as rank."""
     entries, layers = [], urank.matrix_layers(model)
     for name, gram in grams.items():
         W = urank.weight_matrix(layers[name])
@@ -87,8 +87,8 @@ def test_every_layer_has_a_gram_matrix(measured):
     assert all(torch.linalg.eigvalsh(gram)[-1] > 0 for gram in grams.values())
 
 
-def test_all_of_the_energy_is_all_of_the_network(measured):
-    """Projected onto what their inputs and outputs span, the layers answer these images as before."""
+def test_the_whole_energy_keeps_the_outputs(measured):
+    """A projection onto the span of the inputs and outputs keeps the outputs for these images."""
     model, batches, grams = measured
     plan = plan_by_energy(model, grams, 1 - 1e-13)
     projected = urank.project_network(model, plan, grams)
@@ -97,18 +97,18 @@ def test_all_of_the_energy_is_all_of_the_network(measured):
 
 
 def test_search_replays_the_network(measured):
-    """Three layers under a tolerance that any projection keeps: every probe passes, down to one dimension."""
+    """With a tolerance of 100 points every probe passes, down to one dimension."""
     model, batches, grams = measured
     names = list(grams)
     chosen = {name: grams[name] for name in (names[0], names[len(names) // 2], names[-1])}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a network that a replay does not reproduce is warned of
+        warnings.simplefilter("error")  # the search warns if a replay does not reproduce the network
         plan = urank.search_ranks(model, chosen, batches, tolerance=100, progress=False)
     assert [(entry.layer, entry.k_s, entry.k_t) for entry in plan.layers] == [(name, 1, 1) for name in chosen]
     assert all(probe.passed for probe in plan.probes) and plan.total == IMAGES
 
 
-def test_compact_network_is_the_projected_one_and_survives_the_disk(measured, tmp_path):
+def test_the_compact_network_equals_the_projected_one_also_after_loading(measured, tmp_path):
     model, batches, grams = measured
     before, plan = logits(model, batches), plan_by_energy(model, grams, 0.9)
     projected = urank.project_network(model, plan, grams)
@@ -130,7 +130,7 @@ def count(model):
 
 @pytest.mark.parametrize(("printed", "blocks"), [("ViTB16", 12), ("ViTB32", 12), ("ViTL16", 24), ("ViTL32", 24)])
 def test_a_torchvision_vit_has_the_paper_s_layers(printed, blocks):
-    """About 50 linear layers in a ViT-B (section 5.2): Q, K and V are one."""
+    """About 50 linear layers in a ViT-B (section 5.2): Q, K and V count as one."""
     with torch.device("meta"):
         model = urank.explicit_attention(create(PAPER[printed, "ImageNet-1k"].name, 1000))
     layers = urank.matrix_layers(model).values()

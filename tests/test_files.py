@@ -1,10 +1,10 @@
-import json
 import os
 import pickle
 import stat
 
 import pytest
 import torch
+from conftest import Trap
 from torch import nn
 
 from urank.files import (
@@ -34,7 +34,7 @@ class TestAtomic:
         assert path.read_text() == "whole"
         assert list(path.parent.iterdir()) == [path]
 
-    def test_leaves_the_old_file_and_nothing_else_on_failure(self, tmp_path):
+    def test_keeps_the_old_file_on_failure(self, tmp_path):
         path = tmp_path / "file"
         path.write_text("old")
         with pytest.raises(Stop), atomic(path) as temporary:
@@ -43,18 +43,13 @@ class TestAtomic:
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_leaves_nothing_where_nothing_was(self, tmp_path):
-        with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "file"):
-            raise KeyboardInterrupt
-        assert list(tmp_path.iterdir()) == []
-
-    def test_leaves_nothing_when_the_move_fails(self, tmp_path):
+    def test_deletes_the_temporary_file_when_the_move_fails(self, tmp_path):
         (tmp_path / "file").mkdir()
         with pytest.raises(OSError), atomic(tmp_path / "file") as temporary:
             temporary.write_text("whole")
         assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
-    def test_what_was_killed_is_deleted_and_nothing_else(self, tmp_path):
+    def test_delete_unfinished_deletes_only_temporary_files(self, tmp_path):
         others = [tmp_path / name for name in ("kept.json", ".hidden", "split/kept.safetensors")]
         left = []
         for path in others:
@@ -68,7 +63,7 @@ class TestAtomic:
         delete_unfinished(tmp_path)
         assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)
 
-    def test_writers_of_one_file_do_not_meet(self, tmp_path):
+    def test_two_writers_of_one_file_use_two_temporary_files(self, tmp_path):
         path = tmp_path / "file"
         with atomic(path) as one, atomic(path) as other:
             assert one != other
@@ -76,7 +71,7 @@ class TestAtomic:
             other.write_text("other")
         assert path.read_text() == "one"
 
-    def test_gives_the_file_the_mode_that_any_new_file_gets(self, tmp_path):
+    def test_gives_the_file_the_usual_mode(self, tmp_path):
         with open(tmp_path / "plain", "w"):
             pass
         write_json(tmp_path / "atomic", 1)
@@ -86,32 +81,27 @@ class TestAtomic:
 
 class TestJson:
     @pytest.mark.parametrize("content", [{}, [1, 0.1, None, True, "Größe"], {"a": {"b": [1e-300, 10**20]}}])
-    def test_comes_back_equal(self, content, tmp_path):
+    def test_is_equal_after_saving_and_loading(self, content, tmp_path):
         write_json(tmp_path / "a.json", content)
         assert read_json(tmp_path / "a.json") == content
 
-    @pytest.mark.parametrize("content", [float("nan"), [float("inf")], {"a": float("-inf")}])
-    def test_refuses_what_is_no_number_and_keeps_the_old_file(self, content, tmp_path):
+    @pytest.mark.parametrize("content", [float("nan"), [float("inf")], {"a": float("-inf")}, {"a": torch.zeros(2)}])
+    def test_refuses_other_content_and_keeps_the_old_file(self, content, tmp_path):
         path = tmp_path / "a.json"
         write_json(path, "old")
-        with pytest.raises(ValueError):
+        with pytest.raises((ValueError, TypeError)):
             write_json(path, content)
         assert read_json(path) == "old"
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_what_is_no_json_is_refused_before_the_file_is_touched(self, tmp_path):
-        with pytest.raises(TypeError):
-            write_json(tmp_path / "a.json", {"a": torch.zeros(2)})
-        assert list(tmp_path.iterdir()) == []
-
     @pytest.mark.parametrize("damaged", [b"", b'{"a"', b"\xff\xfe"])
-    def test_a_damaged_file_can_be_written_anew(self, damaged, tmp_path):
+    def test_a_damaged_file_can_be_overwritten(self, damaged, tmp_path):
         path = tmp_path / "a.json"
         path.write_bytes(damaged)
         write_json(path, [1])
         assert read_json(path) == [1]
 
-    def test_what_has_not_changed_keeps_its_date(self, tmp_path):
+    def test_unchanged_content_keeps_the_date(self, tmp_path):
         path = tmp_path / "a.json"
         write_json(path, {"a": 1})
         os.utime(path, (0, 0))
@@ -125,20 +115,20 @@ class TestJson:
     def test_a_damaged_file_is_named(self, content, tmp_path):
         path = tmp_path / "a.json"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.json: not a whole JSON file"):
+        with pytest.raises(ValueError, match=r"a\.json: not a valid JSON file"):
             read_json(path)
 
 
 class TestCheckpoint:
     STATE = {"epoch": 3, "lr": 0.1, "name": "x", "model": {"weight": torch.arange(6.0).reshape(2, 3)}, "none": None}
 
-    def test_comes_back_equal(self, tmp_path):
+    def test_is_equal_after_saving_and_loading(self, tmp_path):
         write_checkpoint(tmp_path / "a.pt", self.STATE)
         found = read_checkpoint(tmp_path / "a.pt")
         assert torch.equal(found["model"].pop("weight"), self.STATE["model"]["weight"])
         assert found == {**self.STATE, "model": {}}
 
-    def test_of_an_optimizer_comes_back(self, tmp_path):
+    def test_of_an_optimizer_is_equal_after_loading(self, tmp_path):
         layer = nn.Linear(3, 2)
         optimizer = torch.optim.Adam(layer.parameters())
         layer(torch.randn(4, 3)).sum().backward()
@@ -147,7 +137,7 @@ class TestCheckpoint:
         found = read_checkpoint(tmp_path / "a.pt")
         assert torch.equal(found["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
 
-    @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.99])
+    @pytest.mark.parametrize("share", [0, 0.3, 0.99])
     def test_a_truncated_file_is_named(self, share, tmp_path):
         path = tmp_path / "a.pt"
         write_checkpoint(path, self.STATE)
@@ -158,19 +148,15 @@ class TestCheckpoint:
 
     @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
     def test_nothing_is_unpickled(self, tmp_path):
-        """A pickle that would create a file when it is read."""
-
-        class Trap:
-            def __reduce__(self):
-                return (open, (str(tmp_path / "sprung"), "w"))
-
-        for name, save in (("torch", torch.save), ("pickle", lambda trap, path: path.write_bytes(pickle.dumps(trap)))):
-            save(Trap(), tmp_path / name)
+        trap = Trap(tmp_path / "sprung")
+        torch.save(trap, tmp_path / "torch")
+        (tmp_path / "pickle").write_bytes(pickle.dumps(trap))
+        for name in ("torch", "pickle"):
             with pytest.raises(ValueError, match=name):
                 read_checkpoint(tmp_path / name)
-        assert not (tmp_path / "sprung").exists()
+        assert not trap.path.exists()
 
-    def test_a_failed_write_keeps_the_old_one(self, tmp_path):
+    def test_a_failed_write_keeps_the_old_file(self, tmp_path):
         path = tmp_path / "a.pt"
         write_checkpoint(path, self.STATE)
         with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
@@ -180,7 +166,7 @@ class TestCheckpoint:
 
 
 class TestWeights:
-    def test_come_back_bit_for_bit(self, tmp_path):
+    def test_are_equal_after_saving_and_loading(self, tmp_path):
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
         write_weights(tmp_path / "a.safetensors", model)
         found, state = read_weights(tmp_path / "a.safetensors"), model.state_dict()
@@ -202,7 +188,7 @@ class TestWeights:
         found, state = read_weights(tmp_path / "a.safetensors"), model.state_dict()
         assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
 
-    @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+    @pytest.mark.parametrize("share", [0, 0.5, 0.999])
     def test_a_truncated_file_is_named(self, share, tmp_path):
         path = tmp_path / "a.safetensors"
         write_weights(path, nn.Linear(30, 30))
@@ -210,8 +196,3 @@ class TestWeights:
         path.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match=r"a\.safetensors: damaged weights"):
             read_weights(path)
-
-    def test_json_is_no_weights(self, tmp_path):
-        (tmp_path / "a.safetensors").write_text(json.dumps({"a": 1}))
-        with pytest.raises(ValueError, match="damaged weights"):
-            read_weights(tmp_path / "a.safetensors")

@@ -1,4 +1,4 @@
-"""Image files: a folder laid out as ImageNet's, with a thousand small pictures in each part."""
+"""Image files in the layout of ImageNet, with one small picture per class in each part."""
 
 import colorsys
 from dataclasses import replace
@@ -28,7 +28,7 @@ CLASSES, SMALL = 1000, View(size=24, resize=32)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two parts with a picture a class, whose colour says which class it is."""
+    """Two parts with one picture per class, whose colour identifies the class."""
     folder = tmp_path_factory.mktemp("imagenet")
     for part in ("train", "val"):
         for label in range(CLASSES):
@@ -55,7 +55,7 @@ def photograph(tmp_path_factory):
 
 
 class TestFolder:
-    def test_labels_are_the_classes_in_order_of_their_folders(self, folder):
+    def test_labels_follow_the_order_of_the_folders(self, folder):
         dataset = imagenet(folder)
         assert (len(dataset.train), len(dataset.test), dataset.image_shape) == (CLASSES, CLASSES, (3, 32, 32))
         for split in (dataset.train[:5], dataset.test[7:11]):
@@ -63,7 +63,7 @@ class TestFolder:
             expected = torch.tensor([colour_of(label) for label in held.labels.tolist()], dtype=torch.uint8)
             assert held.images.equal(expected.view(-1, 3, 1, 1).expand(-1, 3, 32, 32))
 
-    def test_a_part_from_the_front_is_a_sample_and_always_the_same(self, folder):
+    def test_the_first_images_are_always_the_same_random_sample(self, folder):
         first, second = imagenet(folder), imagenet(folder)
         assert first.train.labels.equal(second.train.labels)
         assert sorted(first.train.labels.tolist()) == list(range(CLASSES))
@@ -92,19 +92,19 @@ class TestFolder:
 
 class TestView:
     @pytest.mark.parametrize("name, tag", [("resnet50", "IMAGENET1K_V2"), ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")])
-    def test_is_that_of_torchvision_s_weights(self, photograph, name, tag):
+    def test_equals_the_preprocessing_of_torchvision(self, photograph, name, tag):
         preset = torchvision.models.get_model_weights(name)[tag].transforms()
         torch.testing.assert_close(self.seen(photograph, f"torchvision/{name}", tag), preset(pil_loader(photograph)))
 
     @pytest.mark.parametrize("name, tag", [("deit_tiny_patch16_224", "fb_in1k"), ("test_resnet", "r160_in1k")])
-    def test_is_that_of_timm_s_weights(self, photograph, name, tag):
+    def test_equals_the_preprocessing_of_timm(self, photograph, name, tag):
         config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(f"{name}.{tag}").to_dict())
         expected = timm.data.create_transform(**config)(pil_loader(photograph))
         torch.testing.assert_close(self.seen(photograph, f"timm/{name}", tag), expected)
 
     @staticmethod
     def seen(path, name, tag):
-        """A photograph as a data set gives it to the network with these weights."""
+        """The input tensor that a data set makes from a photograph for the network with these weights."""
         wanted = models.preprocessing(name, tag)
         view = View(wanted["size"], wanted["resize"], wanted["interpolation"])
         split = FileSplit(np.array([str(path)]), torch.zeros(1, dtype=torch.int64), view)
@@ -112,7 +112,7 @@ class TestView:
         return next(iter(dataset.batches(split)))[0][0].contiguous()
 
     def test_another_crop_is_refused(self):
-        with pytest.raises(ValueError, match="want the crop 'squash'"):
+        with pytest.raises(ValueError, match="expect crop mode 'squash'"):
             models.preprocessing("timm/vit_base_patch16_clip_384", "laion2b_ft_in12k_in1k")
 
     def test_unknown_weights_are_refused(self):
@@ -137,7 +137,7 @@ class TestView:
         assert image.shape == (3, 24, 24) and image[0].equal(image[1]) and image[0].equal(image[2])
 
 
-def test_batches_come_in_the_order_asked_for(folder):
+def test_batches_have_the_given_order(folder):
     train = imagenet(folder).train
     held, rows = train.to("cpu"), torch.randperm(CLASSES)[:90].view(9, 10)
     batches = list(train.batches(rows))
@@ -146,7 +146,7 @@ def test_batches_come_in_the_order_asked_for(folder):
         assert images.equal(held.images[chosen]) and labels.equal(held.labels[chosen])
 
 
-def test_a_fit_on_files_is_a_fit_on_the_images_in_memory(folder):
+def test_a_fit_on_files_equals_a_fit_on_images_in_memory(folder):
     files = imagenet(folder)
     files = replace(files, train=files.train[:40], test=files.test[:10])
     held = replace(files, train=files.train.to("cpu"), test=files.test.to("cpu"))
@@ -160,7 +160,7 @@ def test_a_fit_on_files_is_a_fit_on_the_images_in_memory(folder):
 
 
 class TestExperiment:
-    """Published weights, measured as they are."""
+    """Published weights are measured without training."""
 
     @pytest.fixture
     def experiment(self, folder, cached):
@@ -188,21 +188,21 @@ class TestExperiment:
         network = create("torchvision/squeezenet1_1", CLASSES)
         assert record.cost.original.macs == count_cost(network, (3, 48, 48)).macs
         table = figures.measured_table(1, [record])
-        assert table[["fine-tuned %", "change"]].isna().all(axis=None)  # it was not
+        assert table[["fine-tuned %", "change"]].isna().all(axis=None)
         assert table.loc[("imagenet-1k", "torchvision/squeezenet1_1", "measured"), "projected %"] >= 0
-        cached.unlink()  # what is left of a run asks for no download
+        cached.unlink()  # the rest of a run needs no download
         (tmp_path / "run" / "decompose.json").unlink()
         again = run(experiment, tmp_path / "run", "cpu", progress=False)
         assert again.accuracy == record.accuracy and not cached.exists()
 
-    def test_is_nothing_to_start_from(self, experiment):
-        """The images would be seen as no weights want them."""
+    def test_cannot_be_the_start_of_another_experiment(self, experiment):
+        """The images would be preprocessed for other weights."""
         variant = replace(experiment, pretrained=None, variant="b", start=experiment.name)
-        with pytest.raises(ValueError, match="whose weights are published: name these as `pretrained`"):
+        with pytest.raises(ValueError, match="which has published weights; use `pretrained`"):
             check_start(variant, experiment)
 
-    def test_starts_from_one_thing(self, experiment):
-        with pytest.raises(ValueError, match="from published weights or from another experiment's"):
+    def test_has_one_start(self, experiment):
+        with pytest.raises(ValueError, match="give pretrained or start, not both"):
             replace(experiment, start="imagenet-1k/torchvision/squeezenet1_1", variant="b")
         with pytest.raises(ValueError, match="no published weights 'V9'"):
             replace(experiment, pretrained="V9")

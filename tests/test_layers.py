@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,28 +42,23 @@ CONVOLUTIONS = {
 
 
 def outputs_by_rows(layer, inputs):
-    """X W + b, a row per input vector or output position."""
+    """X W + b, one row per input vector or output position."""
     Y = input_rows(layer, inputs) @ weight_matrix(layer)
     return Y if layer.bias is None else Y + layer.bias
 
 
-@pytest.mark.parametrize("leading", [(5,), (2, 3), (2, 1, 4, 3), (0,), (1,)])
+@pytest.mark.parametrize("leading", [(5,), (2, 3), (2, 1, 4, 3), (0,), (1,), ()])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_is_rows_times_matrix(leading, bias):
+def test_a_linear_layer_is_rows_times_matrix(leading, bias):
     layer = nn.Linear(4, 3, bias).double()
     x = torch.randn(*leading, 4, dtype=torch.float64)
-    assert input_rows(layer, x).shape == (x.numel() // 4, 4)
+    assert input_rows(layer, x).shape == (math.prod(leading), 4)
     torch.testing.assert_close(outputs_by_rows(layer, x), layer(x).reshape(-1, 3))
-
-
-def test_a_single_vector_is_one_row():
-    layer, x = nn.Linear(4, 3).double(), torch.randn(4, dtype=torch.float64)
-    torch.testing.assert_close(outputs_by_rows(layer, x), layer(x)[None])
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("geometry", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-def test_convolution_is_patches_times_matrix(geometry):
+def test_a_convolution_is_patches_times_matrix(geometry):
     layer = nn.Conv2d(3, 4, **geometry).double()
     x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
     expected = layer(x)
@@ -72,7 +69,7 @@ def test_convolution_is_patches_times_matrix(geometry):
 @pytest.mark.parametrize(
     "layer", [nn.Linear(4, 3), nn.Conv2d(2, 3, (2, 3)), nn.Linear(4, 3).half(), nn.Linear(4, 3).double()]
 )
-def test_weight_matrix_is_a_float64_copy_that_can_be_put_back(layer):
+def test_weight_matrix_is_a_float64_copy_that_can_be_written_back(layer):
     before = layer.weight.detach().clone()
     W = weight_matrix(layer)
     assert W.dtype == torch.float64
@@ -92,26 +89,26 @@ def test_set_weight_matrix_refuses_another_shape(shape):
         set_weight_matrix(layer, torch.zeros(shape))
 
 
-def test_matrix_layers_come_by_path_in_order_of_registration():
+def test_matrix_layers_are_in_order_of_registration():
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.ReLU(), nn.Linear(4, 2))
     assert list(matrix_layers(model)) == ["0.0", "2"]
     assert matrix_layers(model)["0.0"] is model[0][0]
 
 
-def test_nothing_to_measure():
+def test_a_network_without_matrix_layers_is_refused():
     with pytest.raises(ValueError, match="no layer to measure"):
         matrix_layers(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(4, 4, 3, groups=2)))
 
 
-def test_tied_layers_are_refused_by_both_names():
+def test_tied_layers_are_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     with pytest.raises(ValueError, match="'0' and '1' share one weight"):
         matrix_layers(model)
 
 
-def test_one_layer_at_two_places_is_refused_by_both():
-    """Factors put in one of the places would leave the whole layer in the other."""
+def test_one_layer_at_two_places_is_refused():
+    """Factors would replace the layer in only one of the places."""
     layer = nn.Linear(4, 4)
     with pytest.raises(ValueError, match="'0' and '2' share one weight"):
         matrix_layers(nn.Sequential(layer, nn.ReLU(), layer))
@@ -134,26 +131,22 @@ def test_a_weight_tied_to_an_embedding_is_refused():
         (nn.Linear(4, 4, dtype=torch.complex64), "complex"),
     ],
 )
-def test_what_is_left_out_is_reported_with_its_reason(module, reason):
+def test_skipped_layers_are_listed_with_a_reason(module, reason):
     model = nn.ModuleDict({"measured": nn.Linear(2, 2), "other": module, "norm": nn.BatchNorm2d(4), "relu": nn.ReLU()})
     assert list(matrix_layers(model)) == ["measured"]
     assert list(skipped_layers(model)) == ["other"]
     assert reason in skipped_layers(model)["other"]
 
 
-def test_nothing_is_left_out_of_a_plain_network():
-    assert skipped_layers(nn.Sequential(nn.Conv2d(1, 1, 1), nn.LayerNorm(3), nn.Linear(3, 3))) == {}
-
-
-def test_a_computed_weight_is_not_taken_for_a_stored_one():
-    """`weight_norm` recomputes the weight in every pass: a W' written into it would be lost without a word."""
+def test_a_layer_with_a_computed_weight_is_skipped():
+    """`weight_norm` recomputes the weight in every forward pass, so a W' written into it would be lost."""
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
     assert list(matrix_layers(model)) == ["1"]
     assert list(skipped_layers(model)) == ["0"]
 
 
 class Forward(nn.Linear):
-    """A linear layer with a forward that a test gives it."""
+    """A linear layer with a custom forward."""
 
     def __init__(self, forward):
         super().__init__(4, 3)
@@ -194,18 +187,18 @@ NO_MATRICES = {
     ),
     "not for fewer outputs": (
         Forward(lambda layer, x: F.linear(x * layer.weight.sum(1)[2], layer.weight, layer.bias)),
-        "cannot be tried out on the meta device: index 2",
+        "does not run on the meta device: index 2",
     ),
     "reads a number": (
         Forward(lambda layer, x: F.linear(x * x.sum().item(), layer.weight, layer.bias)),
-        "cannot be tried out on the meta device",
+        "does not run on the meta device",
     ),
 }
 
 
-class TestForwardsOfTheirOwn:
+class TestCustomForward:
     @pytest.mark.parametrize("layer", MATRICES.values(), ids=MATRICES)
-    def test_what_multiplies_what_it_prepares_is_a_matrix(self, layer):
+    def test_a_product_with_a_prepared_input_is_measured(self, layer):
         model = nn.Sequential(layer).double()
         assert list(matrix_layers(model)) == ["0"] and skipped_layers(model) == {}
         shape = (5, 4) if isinstance(layer, nn.Linear) else (2, 3, 8, 7)
@@ -218,12 +211,12 @@ class TestForwardsOfTheirOwn:
         torch.testing.assert_close(Y, expected)
 
     @pytest.mark.parametrize(("layer", "reason"), NO_MATRICES.values(), ids=NO_MATRICES)
-    def test_what_does_anything_else_is_not(self, layer, reason):
+    def test_anything_else_is_skipped(self, layer, reason):
         model = nn.ModuleDict(dict(measured=nn.Linear(2, 2), other=layer))
         assert list(matrix_layers(model)) == ["measured"]
         assert reason in skipped_layers(model)["other"] and type(layer).__name__ in skipped_layers(model)["other"]
 
-    def test_a_subclass_with_torchs_forward_needs_no_trial(self):
+    def test_a_subclass_with_torchs_forward_is_not_tried_out(self):
         class Named(nn.Linear):
             def __deepcopy__(self, memo):
                 raise AssertionError("no copy is needed")
@@ -242,14 +235,14 @@ class TestForwardsOfTheirOwn:
         model[0].forward = lambda x: 2 * nn.Linear.forward(model[0], x)
         assert list(skipped_layers(model)) == ["0"]
 
-    def test_a_trial_leaves_the_layer_alone(self):
+    def test_a_trial_leaves_the_layer_unchanged(self):
         layer = Conv2dSameExport(3, 4, 3, stride=2).train()
         matrix_layers(nn.Sequential(layer))
         assert layer.pad is None and layer.training and layer.weight.device.type == "cpu"
 
 
 class Holder(nn.Module):
-    """Holds parameters itself: a table of positions, a scale, and a layer."""
+    """A module with parameters of its own: position embeddings, a scale, and a layer."""
 
     def __init__(self):
         super().__init__()
@@ -258,7 +251,7 @@ class Holder(nn.Module):
 
 
 class TestCoverage:
-    def test_is_a_row_for_each_holder_of_a_matrix(self):
+    def test_has_one_row_per_module_with_a_matrix(self):
         model = nn.Sequential(Holder(), nn.LSTM(3, 2), nn.BatchNorm1d(6), nn.MultiheadAttention(6, 2))
         frame = coverage(model).set_index("layer")
         assert list(frame.index) == ["0", "0.layer", "1", "3"]
@@ -270,7 +263,7 @@ class TestCoverage:
         assert frame.reason["0.layer"] == ""
         assert skipped_layers(model) == dict(frame.reason[~frame.measured])
 
-    def test_names_what_the_root_holds(self):
+    def test_names_the_parameters_of_the_root(self):
         model = VisionTransformer(image_size=8, patch_size=4, num_layers=1, num_heads=2, hidden_dim=12, mlp_dim=20)
         skipped = skipped_layers(model)
         assert list(skipped) == ["", "encoder", "encoder.layers.encoder_layer_0.self_attention"]
@@ -279,7 +272,7 @@ class TestCoverage:
         assert all(word in reason for word in ("in_proj_weight", "out_proj.weight", "explicit_attention(model)"))
         assert not any("self_attention" in name for name in matrix_layers(model))
 
-    def test_names_the_weights_of_an_attention_of_several_widths(self):
+    def test_names_the_weights_of_attention_with_several_widths(self):
         reason = skipped_layers(nn.MultiheadAttention(4, 2, kdim=3))[""]
         assert all(name in reason for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"))
 
@@ -288,7 +281,7 @@ class TestCoverage:
         model[1].weight = model[0].weight
         assert list(coverage(model).params) == [20, 5]
 
-    def test_with_images_finds_the_layers_that_are_not_used(self):
+    def test_with_images_finds_unused_layers(self):
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
         model.idle = nn.Linear(3, 3)
         model.forward = lambda x: model[1](model[0](x))
@@ -296,7 +289,7 @@ class TestCoverage:
         assert frame.measured.to_dict() == {"0": True, "1": True, "idle": False}
         assert frame.reason["idle"] == "the forward pass never multiplies by its weight"
 
-    def test_the_layers_that_are_used_come_in_the_order_of_the_forward_pass(self):
+    def test_used_layers_are_in_order_of_the_forward_pass(self):
         class Backwards(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -307,7 +300,7 @@ class TestCoverage:
 
         assert used_layers(Backwards(), torch.zeros(1, 4)) == ["body", "head"]
 
-    def test_a_layer_whose_weight_another_module_reads_is_used(self):
+    def test_counts_a_layer_whose_weight_another_module_reads(self):
         """torchvision's Swin transformer multiplies by `qkv.weight` and `proj.weight` without calling the layers."""
         model = SwinTransformer([4, 4], 8, [2], [2], [2, 2], num_classes=3).eval()
         images = torch.randn(2, 3, 8, 8)
@@ -317,12 +310,12 @@ class TestCoverage:
         grams = accumulate_grams(model, [images], progress=False)
         assert grams["features.1.0.attn.qkv"].shape == (8, 8)
 
-    def test_of_a_network_without_matrices_is_empty(self):
+    def test_without_matrices_is_empty(self):
         assert coverage(nn.Sequential(nn.ReLU(), nn.LayerNorm(3))).empty
 
 
 def mixed_modes():
-    """Modes that differ from module to module, also between a container and what it shares with another."""
+    """A network whose modules have different modes, including a module in two containers."""
     shared = nn.Dropout()
     model = nn.Sequential(nn.Linear(2, 2), shared, nn.Sequential(nn.BatchNorm1d(2), shared), nn.ReLU())
     for module in (shared, model[2][0], model[3]):
@@ -334,21 +327,13 @@ def modes(model):
     return [module.training for module in model.modules()]
 
 
-def test_evaluating_gives_every_module_its_own_mode_back():
+def test_evaluating_restores_the_mode_of_every_module_also_after_an_exception():
     model = mixed_modes()
     before = modes(model)
     with evaluating(model):
         assert not any(modes(model))
         assert not torch.is_grad_enabled()
-    assert modes(model) == before
-    assert len(set(before)) == 2
-    assert torch.is_grad_enabled()
-
-
-def test_evaluating_gives_the_modes_back_after_an_exception():
-    model = mixed_modes()
-    before = modes(model)
+    assert modes(model) == before and len(set(before)) == 2 and torch.is_grad_enabled()
     with pytest.raises(KeyError), evaluating(model):
         raise KeyError
-    assert modes(model) == before
-    assert torch.is_grad_enabled()
+    assert modes(model) == before and torch.is_grad_enabled()

@@ -152,8 +152,10 @@ def project_weight(W: Tensor, inputs: Spectrum, outputs: Spectrum, k_s: int, k_t
         inputs, outputs: spectra of X^T X (d, d) and of Y^T Y (m, m).
         k_s, k_t: dimensions of S (1..d) and of T (1..m).
 
-    >>> inputs, outputs = layer_spectra(gram, W)
-    >>> W_projected = project_weight(W, inputs, outputs, k_s=20, k_t=16)
+    >>> X, W = torch.randn(50, 4), torch.randn(4, 3)
+    >>> inputs, outputs = layer_spectra(gram_matrix(X), W)
+    >>> project_weight(W, inputs, outputs, k_s=4, k_t=1).shape
+    torch.Size([4, 3])
 
     Raises:
         ValueError: a dimension is out of range.
@@ -207,8 +209,10 @@ def error_bound(W: Tensor, gram: Tensor, k_s: int, k_t: int) -> ErrorBound:
         gram: X^T X, (d, d).
         k_s, k_t: dimensions of S (1..d) and of T (1..m).
 
-    >>> bound = error_bound(W, gram, k_s=20, k_t=16)
-    >>> assert bound.error <= bound.bound
+    >>> X, W = torch.randn(50, 4), torch.randn(4, 3)
+    >>> bound = error_bound(W, X.T @ X, k_s=3, k_t=2)
+    >>> bound.error <= bound.bound
+    True
     """
     W, gram = W.double(), gram.double()
     inputs, outputs = layer_spectra(gram, W)

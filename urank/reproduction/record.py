@@ -5,10 +5,8 @@ from pathlib import Path
 
 from urank.factorize import Cost
 from urank.files import read_json, write_json
-from urank.plan import RankPlan
+from urank.plan import NOT_RECORDED, RankPlan
 from urank.reproduction.experiment import Experiment, as_json
-
-NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,10 @@ class Record:
         history: one entry per epoch, by fit.
         calibration_images: how many training images the Gram matrices were summed over.
         seconds: by stage.
-        made: device, date and code by stage; older records lack some of these.
+        made: device, date, code and commit by stage; older records lack some of these.
+        other_code: the stages that another version of the code computed; None in older records.
         versions: of Python and the libraries.
-        weights: digest of the trained network's weights.
+        weights: digest of the trained network's weights; None if not recorded.
     """
 
     experiment: Experiment
@@ -103,9 +102,10 @@ class Record:
     history: dict[str, list[dict]]
     calibration_images: int
     seconds: dict[str, float]
-    made: dict[str, dict[str, str]]
+    made: dict[str, dict]
+    other_code: list[str] | None
     versions: dict[str, str]
-    weights: str
+    weights: str | None
 
     @property
     def params_ratio(self) -> float:
@@ -144,6 +144,7 @@ class Record:
             cost=Costs(**{name: Cost(**cost) for name, cost in content["cost"].items()}),
             plan=RankPlan.from_dict(content["plan"]),
             spectra={layer: LayerSpectra(**values) for layer, values in content["spectra"].items()},
+            other_code=content.get("other_code"),
             sweep=tuple(SweepRow(**row) for row in content["sweep"]),
             throughput=tuple(Throughput(**row) for row in content["latency"]),
         )
@@ -153,6 +154,9 @@ class Record:
     def to_dict(self) -> dict:
         """Return the record as the plain values of its JSON file."""
         content = as_json(asdict(self))
+        content["plan"] = {name: value for name, value in content["plan"].items() if value != NOT_RECORDED}
+        if self.other_code is None:
+            del content["other_code"]
         return {"latency" if name == "throughput" else name: value for name, value in content.items()}
 
     def save(self, path: Path | str) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from urank.plan import NOT_RECORDED
 from urank.reproduction.figures.style import WRAPPED, styled
-from urank.reproduction.record import NOT_RECORDED, Record
+from urank.reproduction.record import Record
 
 
 def run_table(records: Sequence[Record], identifier: str) -> Styler:

@@ -6,7 +6,7 @@ from torch import nn
 
 from urank import datasets
 from urank.deadline import OutOfTime
-from urank.training.cuda_graph import Captured, undone
+from urank.training.cuda_graph import CapturedFunction, restored
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe
 
@@ -20,15 +20,15 @@ def network():
     return nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(2048, 10))
 
 
-def alike(one, other):
-    """Up to what two plain fits on a GPU differ by: cuDNN adds up in no fixed order."""
+def assert_close(one, other):
+    """Compare up to the difference of two plain fits on a GPU, where the order of cuDNN's sums varies."""
     for name, tensor in other.state_dict().items():
         torch.testing.assert_close(one.state_dict()[name], tensor, rtol=0.05, atol=0.01)
 
 
-def test_what_is_changed_is_put_back():
+def test_undone_restores_the_given_tensors():
     kept, other = torch.ones(3), torch.ones(3)
-    with undone([kept]):
+    with restored([kept]):
         kept.add_(1)
         other.add_(1)
     assert kept.tolist() == [1.0] * 3 and other.tolist() == [2.0] * 3
@@ -41,40 +41,40 @@ def digits():
 
 @on_a_gpu
 class TestOnAGpu:
-    def test_results_are_those_of_each_batch(self):
+    def test_returns_the_results_of_each_batch(self):
         count = torch.zeros((), device="cuda")
-        double = Captured(lambda x: (2 * x, count.add_(1)), [torch.zeros(3, device="cuda")], [count])
+        double = CapturedFunction(lambda x: (2 * x, count.add_(1)), [torch.zeros(3, device="cuda")], [count])
         for value in (1.0, 5.0):
             doubled, _ = double(torch.full((3,), value, device="cuda"))
             assert doubled.tolist() == [2 * value] * 3
-        assert count.item() == 2  # the calls before the capture are undone
+        assert count.item() == 2  # the calls before the capture have no effect
 
     @pytest.mark.parametrize("part", ["", "4"])
-    def test_it_is_the_same_fit(self, digits, part):
+    def test_gives_the_same_fit(self, digits, part):
         plain, captured = network(), network()
         options = dict(device="cuda", part=part, progress=False)
         history = fit(plain, digits, RECIPE, **options)
         same = fit(captured, digits, replace(RECIPE, capture=True), **options)
         assert [row["loss"] for row in same] == pytest.approx([row["loss"] for row in history], rel=1e-2)
-        alike(captured, plain)
+        assert_close(captured, plain)
 
-    def test_dropout_draws_anew_for_every_batch(self, digits):
+    def test_dropout_differs_between_batches(self, digits):
         torch.manual_seed(0)
         drops, ones = nn.Dropout(), torch.ones(1000, device="cuda")
-        captured = Captured(lambda x: (drops(x),), [ones], [])
+        captured = CapturedFunction(lambda x: (drops(x),), [ones], [])
         assert not torch.equal(captured(ones)[0].clone(), captured(ones)[0])
 
-    def test_goes_on_where_one_that_was_not_captured_stopped(self, digits, tmp_path):
+    def test_resumes_a_fit_that_was_not_captured(self, digits, tmp_path):
         whole, rest = network(), network()
         fit(whole, digits, replace(RECIPE, capture=True), device="cuda", progress=False)
         options = dict(device="cuda", progress=False, checkpoint=tmp_path / "fit.ckpt")
         with pytest.raises(OutOfTime):
             fit(rest, digits, RECIPE, deadline=0.0, **options)
         fit(rest, digits, replace(RECIPE, capture=True), **options)
-        alike(rest, whole)
+        assert_close(rest, whole)
 
-    def test_what_waits_for_the_gpu_is_refused(self):
+    def test_code_that_waits_for_the_gpu_is_refused(self):
         stream = torch.cuda.current_stream()
         with pytest.raises(RuntimeError):
-            Captured(lambda x: (x * x.sum().item(),), [torch.ones(3, device="cuda")], [])
+            CapturedFunction(lambda x: (x * x.sum().item(),), [torch.ones(3, device="cuda")], [])
         assert torch.cuda.current_stream() == stream

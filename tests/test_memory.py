@@ -30,16 +30,16 @@ for size in (8 << 20, 256 << 20):
 
 
 def faults(setting):
-    """The share of a block's pages that are new to the process each time it is allocated: of 8 and of 256 MiB."""
+    """The share of pages that fault on each allocation of 8 MiB and of 256 MiB."""
     command = [sys.executable, "-c", FAULTS.format(setting=setting)]
     return [float(line) for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("", [False, True]),  # glibc left alone
+        ("", [False, True]),  # the default of glibc
         ("assert keep_freed_memory()", [False, False]),
     ],
 )
@@ -48,7 +48,7 @@ def test_freed_memory_is_kept(setting, expected):
     assert [share > 0.5 for share in shares] == expected, shares
 
 
-def test_other_libraries_are_left_as_they_are(monkeypatch):
+def test_other_c_libraries_are_not_changed(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
 
@@ -61,7 +61,7 @@ def limit(group, most, used, cached=0):
 
 
 @pytest.mark.parametrize("own, group", [("9:name=systemd:/\n0::/\n", ""), ("0::/job_7/step_0\n", "job_7/step_0")])
-def test_a_container_has_less_memory_than_its_machine(tmp_path, own, group):
+def test_free_memory_respects_the_limit_of_a_container(tmp_path, own, group):
     (tmp_path / "cgroup").write_text(own)
     limit(tmp_path / "groups" / group, 50_000_000, used=30_000_000, cached=4_000_000)
     assert free_memory(tmp_path / "groups", tmp_path / "cgroup") == 24_000_000
@@ -69,12 +69,12 @@ def test_a_container_has_less_memory_than_its_machine(tmp_path, own, group):
     assert free_memory(tmp_path / "groups", tmp_path / "cgroup") > 50_000_000
 
 
-def test_a_group_has_no_more_than_those_around_it(tmp_path):
+def test_free_memory_respects_the_limit_of_outer_groups(tmp_path):
     (tmp_path / "cgroup").write_text("0::/job_7/step_0\n")
     limit(tmp_path / "groups" / "job_7", 40_000_000, used=30_000_000)
     limit(tmp_path / "groups" / "job_7" / "step_0", "max", used=30_000_000)
     assert free_memory(tmp_path / "groups", tmp_path / "cgroup") == 10_000_000
 
 
-def test_where_there_are_no_groups_the_machine_counts(tmp_path):
+def test_without_control_groups_returns_the_memory_of_the_machine(tmp_path):
     assert free_memory(tmp_path, tmp_path / "missing") > 50_000_000

@@ -14,7 +14,7 @@ from urank.shared_layers import Uses, separate_uses
 
 
 class Recurrent(nn.Module):
-    """One layer that is called three times, between two that are called once, for 3 x 8 x 8 images."""
+    """A layer that is called three times, between two that are called once, for 3 x 8 x 8 images."""
 
     def __init__(self, steps=3):
         super().__init__()
@@ -52,7 +52,7 @@ def images(count=5):
 
 @pytest.mark.parametrize(("build", "names"), NETWORKS.values(), ids=NETWORKS)
 class TestEveryNetwork:
-    def test_computes_the_same_every_time(self, build, names):
+    def test_keeps_the_outputs(self, build, names):
         model = build().double().eval()
         network = separate_uses(model, images())
         with torch.no_grad():
@@ -60,7 +60,7 @@ class TestEveryNetwork:
                 assert torch.equal(network(x), model(x))
         assert list(matrix_layers(network)) == names
 
-    def test_is_left_as_it_is(self, build, names):
+    def test_is_not_changed(self, build, names):
         model = build().train()
         before = copy.deepcopy(model)
         network = separate_uses(model, images().float())
@@ -75,7 +75,7 @@ class TestEveryNetwork:
                 weight.zero_()
         assert all(layer.weight.abs().sum() > 0 for layer in model.modules() if isinstance(layer, nn.Linear))
 
-    def test_a_layer_changed_in_one_use_changes_only_this_one(self, build, names):
+    def test_a_change_in_one_use_does_not_affect_the_others(self, build, names):
         network = separate_uses(build().double().eval(), images())
         x, layers = images(), matrix_layers(network)
         seen = {}
@@ -106,7 +106,7 @@ def test_each_use_is_measured_on_its_own_inputs():
 
 
 def test_each_use_is_searched_and_factored_on_its_own():
-    """The Gram matrices are those of the shared network; the search's replay stops in the middle of the turns."""
+    """The replay of the search starts between two calls of one layer."""
     model = briefly_trained(Recurrent())
     network = separate_uses(model, images())
     grams = accumulate_grams(network, in_batches(*structured_images(64, seed=2), 32), progress=False)
@@ -137,7 +137,7 @@ def test_a_replay_from_each_use_is_exact():
             assert all(torch.equal(logits, y) for (logits, _), y in zip(replay, expected, strict=True)), name
 
 
-def test_the_turn_begins_again_after_an_unfinished_pass():
+def test_the_count_restarts_after_an_unfinished_pass():
     model = Recurrent().double().eval()
     network = separate_uses(model, images())
     x = images()
@@ -150,14 +150,14 @@ def test_the_turn_begins_again_after_an_unfinished_pass():
         assert torch.equal(network(x), model(x)) and torch.equal(copied(x), model(x))
 
 
-def test_a_pass_of_more_calls_than_were_counted_is_refused():
+def test_more_calls_than_expected_are_refused():
     network = separate_uses(Recurrent().double(), images())
     network.steps = 4
-    with pytest.raises(ValueError, match="a layer of 3 uses is called once more"):
+    with pytest.raises(ValueError, match="a layer with 3 uses was called more often"):
         network(images())
 
 
-def test_a_network_may_look_at_the_weight_of_a_layer_that_it_calls_twice():
+def test_a_network_may_read_the_weight_of_a_layer_that_it_calls_twice():
     class Looking(Recurrent):
         def forward(self, images):
             return super().forward(images.to(self.step.weight.dtype))
@@ -173,7 +173,7 @@ def test_a_frozen_weight_stays_frozen():
     assert not separate_uses(model, images().float())[4].weight.requires_grad
 
 
-def test_without_repeated_uses_comes_an_equal_copy():
+def test_without_shared_layers_returns_an_equal_copy():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU()).double()
     network = separate_uses(model, images())
     assert repr(network) == repr(model) and not network._forward_pre_hooks
