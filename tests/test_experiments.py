@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,7 @@ def interrupted(*_, **__):
 
 def measured(record):
     """The record without what differs from run to run: times, dates, and the code, which may be edited meanwhile."""
-    content = json.loads(json.dumps(record.content))
+    content = record.to_dict()
     del content["seconds"]
     content["made"] = {stage: made["device"] for stage, made in content["made"].items()}
     for row in [row for history in content["history"].values() for row in history]:
@@ -94,14 +94,14 @@ class TestRecord:
     def test_has_the_keys_that_are_documented(self, record):
         keys = {"experiment", "accuracy", "cost", "plan", "spectra", "sweep", "history", "calibration_images"}
         keys |= {"consulted", "latency", "seconds", "made", "other_code", "versions", "weights"}
-        assert record.content.keys() == keys
+        assert record.to_dict().keys() == keys
         documented = (ROOT / "data" / "README.md").read_text()
-        assert [key for key in record.content if f"`{key}`" not in documented] == []
-        assert record["seconds"].keys() == record["made"].keys() == STAGES.keys()
-        for made in record["made"].values():
+        assert [key for key in record.to_dict() if f"`{key}`" not in documented] == []
+        assert record.seconds.keys() == record.made.keys() == STAGES.keys()
+        for made in record.made.values():
             assert made.keys() == {"device", "date", "code", "commit", "clean"} and made["code"] and made["commit"]
-        assert record["other_code"] == []
-        assert record["versions"]["torch"] == torch.__version__
+        assert record.other_code == []
+        assert record.versions["torch"] == torch.__version__
 
     def test_is_on_disk_as_returned(self, folder, record):
         assert Record.load(folder / "record.json") == record
@@ -113,10 +113,10 @@ class TestRecord:
         finetune["made"]["versions"]["torch"] = "9.9"
         write_json(copied / "finetune.json", finetune)
         monkeypatch.setattr(provenance, "version", lambda package: "10.1")
-        assert again(TINY, copied)["versions"] == record["versions"] | dict(torch=f"{torch.__version__}, 9.9")
+        assert again(TINY, copied).versions == record.versions | dict(torch=f"{torch.__version__}, 9.9")
 
     def test_tells_which_weights_it_is_about(self, folder, record):
-        assert record["weights"] == provenance.file_digest(folder / "original.safetensors")
+        assert record.weights == provenance.file_digest(folder / "original.safetensors")
 
     def test_survives_saving(self, record, tmp_path):
         record.save(tmp_path / "deep" / "record.json")
@@ -138,27 +138,27 @@ class TestRecord:
 
 class TestRun:
     def test_accuracies_are_those_of_the_saved_networks(self, folder, record, original, dataset):
-        test, accuracy = dataset.batches(dataset.test), record["accuracy"]
-        assert accuracy["original"] == evaluate(original, test)
+        test, accuracy = dataset.batches(dataset.test), record.accuracy
+        assert accuracy.original == evaluate(original, test)
         decomposed, finetuned = (load_compact(original, folder / name) for name in ("decomposed", "finetuned"))
-        assert accuracy["decomposed"] == evaluate(decomposed, test)
-        assert accuracy["finetuned"] == evaluate(finetuned, test)
+        assert accuracy.decomposed == evaluate(decomposed, test)
+        assert accuracy.finetuned == evaluate(finetuned, test)
         merged = evaluate(merge_useless(finetuned, original, record.plan), test)
         # The same function in another order of summation: an image between two classes may fall to the other side.
-        assert accuracy["merged"] == pytest.approx(merged, abs=1) == pytest.approx(accuracy["finetuned"], abs=1)
-        assert accuracy["projected"] == pytest.approx(accuracy["decomposed"], abs=2)
-        assert len(set(accuracy.values())) > 1  # else little would have been shown
+        assert accuracy.merged == pytest.approx(merged, abs=1) == pytest.approx(accuracy.finetuned, abs=1)
+        assert accuracy.projected == pytest.approx(accuracy.decomposed, abs=2)
+        assert len(set(astuple(accuracy))) > 1  # else little would have been shown
 
     def test_plan_is_that_of_a_search_by_hand(self, record, original, dataset):
         calibration, validation = dataset.batches(dataset.train.take(150)), dataset.batches(dataset.test.take(80))
         grams = accumulate_grams(original, calibration, progress=False)
         plan = search_ranks(original, grams, validation, tolerance=1.25, mode="joint", progress=False)
         assert record.plan == plan
-        assert record["calibration_images"] == 150 and plan.total == 80
+        assert record.calibration_images == 150 and plan.total == 80
 
     def test_projected_accuracy_is_that_of_the_plan(self, folder, record, original, dataset):
         projected = project_network(original, record.plan, run_folder.calibrated_grams(folder))
-        assert record["accuracy"]["projected"] == evaluate(projected, dataset.batches(dataset.test))
+        assert record.accuracy.projected == evaluate(projected, dataset.batches(dataset.test))
         validation = dataset.batches(dataset.test.take(80))
         assert round(0.8 * evaluate(projected, validation)) == record.plan.layers[-1].correct
 
@@ -172,23 +172,23 @@ class TestRun:
             for name, weights in dict(original=whole, compact=min(whole, thin), split=thin).items():
                 costs[name][0] += weights - whole
                 costs[name][1] += weights * places
-        assert {name: list(cost.values()) for name, cost in record["cost"].items()} == costs
-        assert record["cost"]["original"] == asdict(count_cost(original))
+        assert {name: list(cost.values()) for name, cost in asdict(record.cost).items()} == costs
+        assert record.cost.original == count_cost(original)
         assert record.params_ratio == costs["compact"][0] / costs["original"][0] < 1
         assert record.macs_ratio == costs["compact"][1] / costs["original"][1]
 
     def test_spectra_are_those_of_the_weights(self, folder, record, original):
         grams, layers = run_folder.calibrated_grams(folder), matrix_layers(original)
-        assert list(record["spectra"]) == list(grams) == [entry.layer for entry in record.plan.layers]
+        assert list(record.spectra) == list(grams) == [entry.layer for entry in record.plan.layers]
         for entry in record.plan.layers:
-            spectrum, W = record["spectra"][entry.layer], weight_matrix(layers[entry.layer]).numpy()
+            spectrum, W = record.spectra[entry.layer], weight_matrix(layers[entry.layer]).numpy()
             gram = grams[entry.layer].double().numpy()
             size = min(entry.d, entry.m)
-            np.testing.assert_allclose(spectrum["weight"], np.linalg.svd(W, compute_uv=False), rtol=1e-5)
+            np.testing.assert_allclose(spectrum.weight, np.linalg.svd(W, compute_uv=False), rtol=1e-5)
             inputs, outputs = np.linalg.eigvalsh(gram)[::-1], np.linalg.eigvalsh(W.T @ gram @ W)[::-1]
-            np.testing.assert_allclose(np.square(spectrum["inputs"]), inputs, rtol=2e-5, atol=1e-6 * inputs[0])
-            np.testing.assert_allclose(np.square(spectrum["outputs"]), outputs, rtol=2e-5, atol=1e-6 * outputs[0])
-            projected = np.array(spectrum["projected"])
+            np.testing.assert_allclose(np.square(spectrum.inputs), inputs, rtol=2e-5, atol=1e-6 * inputs[0])
+            np.testing.assert_allclose(np.square(spectrum.outputs), outputs, rtol=2e-5, atol=1e-6 * outputs[0])
+            projected = np.array(spectrum.projected)
             assert len(projected) == size and (np.diff(projected) <= 0).all()
             assert (projected[min(entry.k_s, entry.k_t) :] < 1e-6 * projected[0]).all()
             energy = figures.cumulative(projected)
@@ -198,23 +198,23 @@ class TestRun:
     def test_sweep_rises_to_the_whole_layer(self, record, folder, original, dataset):
         layers = matrix_layers(original)
         grams = run_folder.calibrated_grams(folder)
-        assert [row["layer"] for row in record["sweep"]] == ["features.8"] * 14 + ["classifier"] * 14
-        for row in record["sweep"]:
-            eigenvalues = np.linalg.eigvalsh(grams[row["layer"]].double().numpy())[::-1]
+        assert [row.layer for row in record.sweep] == ["features.8"] * 14 + ["classifier"] * 14
+        for row in record.sweep:
+            eigenvalues = np.linalg.eigvalsh(grams[row.layer].double().numpy())[::-1]
             energy = eigenvalues.cumsum() / eigenvalues.sum()
-            assert energy[row["k_s"] - 1] >= row["energy"] - 1e-9
-            assert row["k_s"] == 1 or energy[row["k_s"] - 2] < row["energy"] + 1e-9
-            assert 0 <= row["norm_difference"] < 1
-        row = record["sweep"][9]  # one of them by hand
+            assert energy[row.k_s - 1] >= row.energy - 1e-9
+            assert row.k_s == 1 or energy[row.k_s - 2] < row.energy + 1e-9
+            assert 0 <= row.norm_difference < 1
+        row = record.sweep[9]  # one of them by hand
         W = weight_matrix(layers["features.8"]).numpy()
-        V = np.linalg.eigh(grams["features.8"].double().numpy())[1][:, -row["k_s"] :]
+        V = np.linalg.eigh(grams["features.8"].double().numpy())[1][:, -row.k_s :]
         projected = V @ V.T @ W
-        assert row["norm_difference"] == pytest.approx(np.linalg.norm(W - projected) / np.linalg.norm(W), rel=1e-6)
+        assert row.norm_difference == pytest.approx(np.linalg.norm(W - projected) / np.linalg.norm(W), rel=1e-6)
         network = models.create("vgg11", 10, 0.125)
         network.load_state_dict(original.state_dict())
         stages.set_weight_matrix(network.features[8], torch.from_numpy(projected))
         correct = 0.8 * evaluate(network, dataset.batches(dataset.test.take(80)))
-        assert abs(correct - row["correct"]) < 1.5
+        assert abs(correct - row.correct) < 1.5
 
     def test_sweep_gives_the_weight_back(self, folder, original):
         """Else the layers after it would be swept in another network."""
@@ -225,7 +225,7 @@ class TestRun:
         assert torch.equal(layer.weight, before)
 
     def test_histories_are_those_of_the_recipes(self, record):
-        history = record["history"]
+        history = record.history
         assert [row["epoch"] for row in history["train"]] == [0, 1, 2, 3]
         assert [row["epoch"] for row in history["finetune"]] == [row["epoch"] for row in history["baseline"]] == [0, 1]
         assert history["train"][-1]["loss"] < history["train"][0]["loss"]
@@ -368,10 +368,9 @@ class TestDamage:
             again(TINY, copied)
         made = read_json(copied / "train.json")["made"]
         assert (
-            made["code"] == f"{provenance.code_digest()}, of now"
-            and made["device"] == record["made"]["train"]["device"]
+            made["code"] == f"{provenance.code_digest()}, of now" and made["device"] == record.made["train"]["device"]
         )
-        assert made["versions"] == record["versions"] and not (copied / "train.begun").exists()
+        assert made["versions"] == record.versions and not (copied / "train.begun").exists()
 
     def test_another_run_in_the_same_folder_is_waited_for(self, copied, record, capsys):
         """Both would write the same files."""
@@ -535,8 +534,8 @@ class TestStart:
         trained = weights_of(folder)
         assert weights.keys() == trained.keys()
         assert all(weights[name].equal(trained[name]) for name in weights)
-        assert started.plan == record.plan and started["history"]["train"] == []
-        assert started["accuracy"]["original"] == record["accuracy"]["original"]
+        assert started.plan == record.plan and started.history["train"] == []
+        assert started.accuracy.original == record.accuracy.original
 
     def test_takes_all_but_a_classifier_for_other_classes(self, folder, tmp_path):
         experiment = replace(PROBE, dataset="digits100", data=dict(train=100, test=100))
@@ -618,8 +617,8 @@ class TestHoldout:
 
     def test_is_what_the_search_consults_and_nothing_is_trained_on(self, tmp_path):
         record = again(self.HELD, tmp_path)
-        assert record["consulted"] == "held-out training" and record.plan.total == 6
-        assert record["calibration_images"] == 13
+        assert record.consulted == "held-out training" and record.plan.total == 6
+        assert record.calibration_images == 13
         digits, network = datasets.load("digits10", train=20, test=10), fresh_network(self.HELD)
         held_out = digits.batches(datasets.Split(digits.train.images[13:19], digits.train.labels[13:19]))
         grams = run_folder.calibrated_grams(tmp_path)
@@ -633,7 +632,7 @@ class TestHoldout:
         assert kept.test is dataset.test
 
     def test_of_none_consults_test_images(self, record):
-        assert record["consulted"] == "test"
+        assert record.consulted == "test"
 
     def test_of_all_images_is_refused(self, dataset):
         with pytest.raises(ValueError, match="cannot hold out 400 of 400 training images"):
@@ -644,27 +643,27 @@ class TestBaseline:
     def test_is_the_original_fitted_by_the_same_recipe(self, record, original, dataset):
         network = copy.deepcopy(original)
         history = fit(network, dataset, TINY.finetune, TINY.seed)
-        assert record["accuracy"]["baseline"] == evaluate(network, dataset.batches(dataset.test))
-        assert [row["loss"] for row in record["history"]["baseline"]] == [row["loss"] for row in history]
+        assert record.accuracy.baseline == evaluate(network, dataset.batches(dataset.test))
+        assert [row["loss"] for row in record.history["baseline"]] == [row["loss"] for row in history]
 
     @pytest.mark.parametrize("changes", [{}, dict(baseline=False, finetune=Recipe(epochs=1, batch_size=10, crop=2))])
     def test_is_left_out(self, tmp_path, changes):
         record = again(replace(UNTRAINED, **changes), tmp_path)
-        assert record["accuracy"]["baseline"] is None and record["history"]["baseline"] == []
-        assert "baseline" not in record["made"] and not (tmp_path / "baseline.json").exists()
+        assert record.accuracy.baseline is None and record.history["baseline"] == []
+        assert "baseline" not in record.made and not (tmp_path / "baseline.json").exists()
 
 
 class TestLatency:
     def test_has_both_networks_at_both_batch_sizes(self, record):
-        rows = [row for row in record["latency"] if row["precision"] == "float32"]
-        assert [(row["network"], row["batch"]) for row in rows] == [
+        rows = [row for row in record.throughput if row.precision == "float32"]
+        assert [(row.network, row.batch) for row in rows] == [
             ("original", 1), ("compact", 1), ("original", 256), ("compact", 256)
         ]  # fmt: skip
-        assert all(row["images_per_second"] > 0 and row["device"] for row in record["latency"])
+        assert all(row.images_per_second > 0 and row.device for row in record.throughput)
 
     def test_times_the_network_whose_cost_is_reported(self, folder, record):
         shared = run_folder.RunFolder(TINY, folder, torch.device("cpu"), False, None, None)
-        assert asdict(count_cost(shared.merged())) == record["cost"]["compact"]
+        assert count_cost(shared.merged()) == record.cost.compact
 
 
 class TestDeadline:
@@ -700,7 +699,7 @@ class TestDeadline:
         (copied / "search.begun").write_text(json.dumps(before))
         resumed = again(TINY, copied)
         assert measured(resumed) == measured(record)
-        assert 1000 < resumed["seconds"]["search"] < 1100 and not list(copied.glob("search.[bc]*"))
+        assert 1000 < resumed.seconds["search"] < 1100 and not list(copied.glob("search.[bc]*"))
 
 
 class TestEarlierVersions:
@@ -709,10 +708,10 @@ class TestEarlierVersions:
     NEW = ("variant", "start", "trainable", "holdout", "baseline")
 
     def test_record_is_read_with_defaults(self, record):
-        content = copy.deepcopy(record.content)
+        content = record.to_dict()
         for key in self.NEW:
             del content["experiment"][key]
-        experiment = Record(content).experiment
+        experiment = Record.from_dict(content).experiment
         assert experiment.name == "digits10/vgg11"
         assert (experiment.start, experiment.trainable, experiment.holdout) == (None, "all", 0)
 
@@ -807,7 +806,7 @@ class TestSettings:
         faster = {fit: replace(getattr(TINY, fit), capture=True) for fit in ("train", "finetune")}
         before = written(copied)
         changed = again(replace(TINY, **faster), copied)
-        assert changed.experiment.train.capture and changed["accuracy"] == record["accuracy"]
+        assert changed.experiment.train.capture and changed.accuracy == record.accuracy
         assert written(copied) == before
 
     def test_an_epoch_of_it_counts_as_begun(self, copied):
@@ -818,7 +817,7 @@ class TestSettings:
 
     def test_a_baseline_may_come_and_go(self, copied, record):
         without = again(replace(TINY, baseline=False), copied)
-        assert without["accuracy"]["baseline"] is None and "baseline" not in without["seconds"]
+        assert without.accuracy.baseline is None and "baseline" not in without.seconds
         assert measured(again(TINY, copied)) == measured(record)
 
     def test_the_record_of_the_former_ones_is_gone(self, copied):
@@ -856,8 +855,8 @@ class TestCode:
         for module in (runner, run_folder):
             monkeypatch.setattr(module, "code_digest", lambda: "of now")
         record = again(TINY, copied)
-        assert record["other_code"] == [name for name in STAGES if name != "sweep"]
-        assert record["made"]["sweep"]["code"] == "of now" != record["made"]["train"]["code"]
+        assert record.other_code == [name for name in STAGES if name != "sweep"]
+        assert record.made["sweep"]["code"] == "of now" != record.made["train"]["code"]
 
     @pytest.mark.parametrize("stage", ["train", "calibrate"])
     def test_results_of_other_code_are_recomputed_where_that_is_asked_for(self, tmp_path, stage):

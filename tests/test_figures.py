@@ -1,7 +1,4 @@
-import copy
-import json
-import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,9 +8,10 @@ from conftest import finished
 from matplotlib.colors import to_rgb
 
 from urank.reproduction import figures, paper
-from urank.reproduction.figures.selection import place
+from urank.reproduction.figures.groups import place
 from urank.reproduction.figures.style import signed
 from urank.reproduction.record import Record
+from urank.training.recipe import Recipe
 
 LABELS = ["original %", "MLU of W %", "MLU %", "fine-tuned %", "change", "params", "MACs"]
 
@@ -38,26 +36,33 @@ def test_a_change_of_accuracy_keeps_its_second_decimal(change, text):
 
 
 def altered(record, **changes):
-    """The record with other values at "outer__inner" keys."""
-    content = copy.deepcopy(record.content)
+    """The record with other values at "outer__inner" fields; another network or data set has no options or sweep."""
+    content = record.to_dict()
     for key, value in changes.items():
         *outer, last = key.split("__")
-        place = content
+        inside = content
         for part in outer:
-            place = place[part]
-        place[last] = value
-    return Record(content)
+            inside = inside[part]
+        inside[last] = value
+    if content["experiment"]["dataset"] != "digits10" or content["experiment"]["network"] != "vgg11":
+        content["experiment"] |= dict(data={}, sweep=[])
+    return Record.from_dict(content)
 
 
-def named(record, dataset, **changes):
-    return altered(record, experiment__dataset=dataset, **changes)
+def again(record, **settings):
+    """The record of another experiment that measured the same."""
+    return altered(record, **{f"experiment__{name}": value for name, value in settings.items()})
+
+
+def recipe(record, fit, **settings):
+    return asdict(replace(getattr(record.experiment, fit), **settings))
 
 
 @pytest.fixture(autouse=True)
 def record_stays(record):
-    before = json.dumps(record.content)
+    before = record.to_dict()
     yield
-    assert json.dumps(record.content) == before
+    assert record.to_dict() == before
 
 
 class TestSpectra:
@@ -67,7 +72,7 @@ class TestSpectra:
         drawn = [names[place] for place in (0, 2, 4, 6, 8)]
         for axis, key in zip(figure.axes, ("weight", "projected"), strict=True):
             for line, name in zip(axis.get_lines(), drawn, strict=True):
-                entry, values = record.plan[name], np.array(record["spectra"][name][key])
+                entry, values = record.plan[name], np.array(getattr(record.spectra[name], key))
                 size = min(entry.d, entry.m)
                 expected = [(values[:k] ** 2).sum() / (values**2).sum() for k in range(size + 1)]
                 np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
@@ -80,7 +85,7 @@ class TestSpectra:
         assert left == right and len(set(left)) == 5
 
     def test_curves_stop_rising_at_the_utilized_rank(self, record):
-        for line, name in zip(figures.spectra(record).axes[1].get_lines(), list(record["spectra"])[::2], strict=True):
+        for line, name in zip(figures.spectra(record).axes[1].get_lines(), list(record.spectra)[::2], strict=True):
             energy, rank = line.get_ydata(), record.plan[name].rank
             assert energy[rank] >= 0.9999 * (1 - 1e-5)
             assert rank == 1 or energy[rank - 1] < 0.9999 * (1 + 1e-5)
@@ -91,46 +96,43 @@ class TestSpectra:
 
     def test_draws_all_layers_asked_for(self, record):
         """As many as VGG16 has, more than there are colours."""
-        names = list(record["spectra"])
+        names = list(record.spectra)
         assert len(figures.spectra(record, names + names).axes[0].get_lines()) == 2 * len(names)
 
     def test_of_an_unknown_layer(self, record):
         with pytest.raises(ValueError, match="features.99"):
             figures.spectra(record, ["features.99"])
 
-    def test_caption_says_what_the_record_holds(self, record):
-        text, plan = figures.spectra_caption(record), record.plan
-        shares = [entry.rank / min(entry.d, entry.m) for entry in plan.layers]
-        least = plan.layers[int(np.argmin(shares))]
-        assert f"**{100 * np.mean(shares):.0f} %** of $W'$" in text
-        assert f"({least.layer}), {least.d} x {least.m}: rank {least.weight_rank} of $W$, {least.rank} of $W'$" in text
-        assert f"{record['accuracy']['projected']:.2f} % of the test images" in text
-        first, *others = plan.to_dict()["layers"]
-        text = figures.spectra_caption(altered(record, plan__layers=[first | dict(rank=0), *others]))
-        assert (
-            f"In {sum(layer['rank'] == layer['k_t'] for layer in others)} of 9 layers the rank of $W'$ is $k_T$" in text
-        )
+    def test_table_says_what_the_record_holds(self, record):
+        first, *others = record.plan.to_dict()["layers"]
+        unused = altered(record, plan__layers=[first | dict(rank=0), *others])
+        [row] = figures.spectra_table(unused).to_dict("records")
+        assert row["MLU %"] == pytest.approx(100 * unused.plan.mlu)
+        assert (row["least used layer"], row["d x m"]) == ("1 (features.0)", f"{first['d']} x {first['m']}")
+        assert (row["its rank of W"], row["its rank of W'"]) == (first["weight_rank"], 0)
+        assert row["rank = k_T"] == sum(layer["rank"] == layer["k_t"] for layer in others)
+        assert (row["original %"], row["projected %"]) == (record.accuracy.original, record.accuracy.projected)
 
 
-def test_spread_takes_first_and_last():
+def test_evenly_spaced_takes_first_and_last():
     names = [str(number) for number in range(9)]
-    assert figures.spread(names, 5) == ["0", "2", "4", "6", "8"]
-    assert figures.spread(names, 2) == ["0", "8"]
-    assert figures.spread(names[:3], 5) == ["0", "1", "2"]
+    assert figures.evenly_spaced(names, 5) == ["0", "2", "4", "6", "8"]
+    assert figures.evenly_spaced(names, 2) == ["0", "8"]
+    assert figures.evenly_spaced(names[:3], 5) == ["0", "1", "2"]
 
 
 class TestEnergySweep:
     @pytest.mark.parametrize("layer", ["features.8", "classifier"])
     def test_draws_the_record_s_rows(self, record, layer):
         figure = figures.energy_sweep(record, layer)
-        rows = [row for row in record["sweep"] if row["layer"] == layer]
+        rows = [row for row in record.sweep if row.layer == layer]
         left, right = figure.axes
         accuracy, norm, [k_s] = *left.get_lines(), right.get_lines()
         for line in (accuracy, norm, k_s):
-            assert line.get_xdata().tolist() == [row["energy"] for row in rows]
-        assert accuracy.get_ydata().tolist() == [row["correct"] / record.plan.correct for row in rows]
-        assert norm.get_ydata().tolist() == [row["norm_difference"] for row in rows]
-        assert k_s.get_ydata().tolist() == [row["k_s"] for row in rows]
+            assert line.get_xdata().tolist() == [row.energy for row in rows]
+        assert accuracy.get_ydata().tolist() == [row.correct / record.plan.correct for row in rows]
+        assert norm.get_ydata().tolist() == [row.norm_difference for row in rows]
+        assert k_s.get_ydata().tolist() == [row.k_s for row in rows]
         assert layer in left.get_title()
         assert str(record.plan[layer].d) in k_s.get_label()
 
@@ -146,8 +148,8 @@ class TestEnergySweep:
         assert "features.8" in figures.energy_sweep(record).axes[0].get_title()
 
     def test_shows_every_point(self, record):
-        rows = [row | dict(correct=2 * record.plan.correct) for row in record["sweep"]]  # a projection may help
-        axis = figures.energy_sweep(altered(record, sweep=rows)).axes[0]
+        rows = [replace(row, correct=2 * record.plan.correct) for row in record.sweep]  # a projection may help
+        axis = figures.energy_sweep(replace(record, sweep=tuple(rows))).axes[0]
         assert axis.get_ylim()[1] >= 2
 
     @pytest.mark.parametrize("layer", ["features.0", "features.99"])
@@ -158,31 +160,23 @@ class TestEnergySweep:
     @pytest.mark.parametrize("layer", [None, "features.8"])
     def test_of_a_record_without_any(self, record, layer):
         with pytest.raises(ValueError, match="sweep"):
-            figures.energy_sweep(altered(record, sweep=[]), layer)
+            figures.energy_sweep(replace(record, sweep=()), layer)
 
-    def test_caption_names_the_lowest_threshold_that_is_enough(self, record):
-        correct, rows = record.plan.correct, [row for row in record["sweep"] if row["layer"] == "features.8"]
+    def test_table_has_the_lowest_threshold_that_is_enough(self, record):
+        correct, rows = record.plan.correct, [row for row in record.sweep if row.layer == "features.8"]
         lost = [5, 4, 2, 1, 0, *[0] * 9]  # one of 80 images is 1.25 points, the tolerance
-        rows = [row | dict(correct=correct - images) for row, images in zip(rows, lost, strict=True)]
-        text = figures.sweep_caption(altered(record, sweep=rows), "features.8")
-        assert "at most 1.25 points is 60 % of the input energy" in text
-        assert f"$k_S$ = {rows[3]['k_s']} of 144 directions" in text
-        assert f"{100 * rows[3]['norm_difference']:.0f} % of $\\|W\\|$" in text
-        assert rows[5]["energy"] == 0.8 and "At 80 %, enough for the paper's layer, 100.0 % of the accuracy" in text
-        assert f"{100 * rows[3]['correct'] / correct:.1f} % of the accuracy kept." in text
-        assert "At 80 %" not in figures.sweep_caption(altered(record, sweep=rows[6:]), "features.8")
-        from_80 = figures.sweep_caption(altered(record, sweep=rows[5:]), "features.8")
-        assert from_80.endswith("The same was enough for the paper's layer.") and "At 80 %" not in from_80
+        rows = [replace(row, correct=correct - images) for row, images in zip(rows, lost, strict=True)]
+        found = figures.sweep_table(replace(record, sweep=tuple(rows))).loc["features.8"]
+        expected = [60, rows[3].k_s, 144, 100 * rows[3].norm_difference, 100 * (correct - 1) / correct, 100]
+        assert found.tolist() == pytest.approx(expected) and rows[5].energy == 0.8
+        assert figures.sweep_table(replace(record, sweep=tuple(rows[6:])))["kept at 80 %"].isna().all()
 
-    def test_caption_where_none_is_enough(self, record):
-        rows = [row | dict(correct=0) for row in record["sweep"]]
-        text = figures.sweep_caption(altered(record, sweep=rows), "features.8")
-        assert text.startswith("No threshold") and "99.99 %" in text
-
-    def test_caption_of_a_layer_that_was_not_swept(self, record):
-        for layer in ("features.0", "features.99"):
-            with pytest.raises(ValueError, match=layer):
-                figures.sweep_caption(record, layer)
+    def test_table_where_none_is_enough(self, record):
+        rows = tuple(replace(row, correct=0) for row in record.sweep)
+        frame = figures.sweep_table(replace(record, sweep=rows))
+        assert frame.index.tolist() == ["features.8", "classifier"] and frame["energy %"].isna().all()
+        assert frame["kept at 80 %"].tolist() == [0, 0]
+        assert figures.styled(frame, "sweep").to_html().count("–") == 8
 
 
 class TestUtilizationBars:
@@ -198,7 +192,7 @@ class TestUtilizationBars:
         assert f"MLU {100 * record.plan.mlu:.0f} %" in [text.get_text() for text in axis.get_legend().get_texts()]
 
     def test_numbers_of_the_layers_fit_below_a_deep_network(self, record):
-        layers = 11 * record["plan"]["layers"]
+        layers = 11 * record.plan.to_dict()["layers"]
         deep = altered(record, plan__layers=[row | dict(layer=f"block.{n}") for n, row in enumerate(layers)])
         [axis] = figures.utilization_bars(deep).axes
         assert axis.get_xticks().tolist() == list(range(1, 100, 4))
@@ -206,7 +200,9 @@ class TestUtilizationBars:
 
 class TestTable3:
     def test_puts_the_paper_above_what_was_measured(self, record):
-        frame = figures.table3([named(record, name, latency=[]) for name in ("cifar10", "cifar100")])
+        frame = figures.measured_table(
+            3, [altered(record, experiment__dataset=name, latency=[]) for name in ("cifar10", "cifar100")]
+        )
         assert frame.columns.tolist() == [*LABELS[:3], "projected %", *LABELS[3:]]
         sources = [
             (dataset, "vgg11", source) for dataset in ("cifar10", "cifar100") for source in ("paper", "measured")
@@ -219,81 +215,89 @@ class TestTable3:
         for dataset in ("cifar10", "cifar100"):
             expected = printed.loc[("VGG11", dataset.upper()), columns].tolist()
             assert frame.loc[(dataset, "vgg11", "paper")].drop("projected %").tolist() == expected
-        accuracy, cost, plan = record["accuracy"], record["cost"], record.plan
+        accuracy, cost, plan = record.accuracy, record.cost, record.plan
         assert frame.loc[("cifar10", "vgg11", "measured")].tolist() == pytest.approx(
             [
-                accuracy["original"],
+                accuracy.original,
                 100 * np.mean([entry.weight_rank / min(entry.d, entry.m) for entry in plan.layers]),
                 100 * np.mean([entry.rank / min(entry.d, entry.m) for entry in plan.layers]),
-                accuracy["projected"],
-                accuracy["finetuned"],
-                accuracy["finetuned"] - accuracy["original"],
-                cost["compact"]["params"] / cost["original"]["params"],
-                cost["compact"]["macs"] / cost["original"]["macs"],
+                accuracy.projected,
+                accuracy.finetuned,
+                accuracy.finetuned - accuracy.original,
+                cost.compact.params / cost.original.params,
+                cost.compact.macs / cost.original.macs,
             ]
         )
 
     def test_takes_no_variant_for_a_seed(self, record):
         variant = again(record, variant="isolated", mode="isolated")
-        assert figures.table3([record, variant]).equals(figures.table3([record]))
+        assert figures.measured_table(3, [record, variant]).equals(figures.measured_table(3, [record]))
 
     def test_comes_in_the_papers_order_and_then_what_it_does_not_have(self, record):
         places = [("digits10", "vgg11"), ("cifar100", "vgg11"), ("cifar10", "resnet18"), ("cifar10", "vgg19")]
-        frame = figures.table3([altered(record, experiment__dataset=d, experiment__network=n) for d, n in places])
+        frame = figures.measured_table(
+            3, [altered(record, experiment__dataset=d, experiment__network=n) for d, n in places]
+        )
         shown = list(dict.fromkeys(row[:2] for row in frame.index))
         printed = [row[:2] for row in paper.table3()[["dataset", "network"]].itertuples(index=False, name=None)]
         assert shown == sorted(places[1:], key=printed.index) + places[:1] and shown != places
 
     def test_of_what_the_paper_does_not_have_is_measured_only(self, record):
-        assert figures.table3([record]).index.tolist() == [("digits10", "vgg11", "measured")]
+        assert figures.measured_table(3, [record]).index.tolist() == [("digits10", "vgg11", "measured")]
 
     def test_of_nothing_is_empty(self):
-        frame = figures.table3([])
+        frame = figures.measured_table(3, [])
         assert len(frame) == 0 and frame.columns.tolist() == LABELS
 
     def test_as_a_page_shows_it(self, record):
-        shown = named(record, "cifar10", accuracy__original=91.234, accuracy__finetuned=91.0, latency=[])
-        html = figures.style_table(figures.table3([shown]), "table3").to_html()
-        assert html == figures.style_table(figures.table3([shown]), "table3").to_html()  # no random identifier
+        shown = altered(
+            record, experiment__dataset="cifar10", accuracy__original=91.234, accuracy__finetuned=91.0, latency=[]
+        )
+        html = figures.styled(figures.measured_table(3, [shown]), "table3").to_html()
+        assert html == figures.styled(figures.measured_table(3, [shown]), "table3").to_html()  # no random identifier
         cells = [cell.split("<")[0] for cell in html.split('class="data')[1:]]
         cells = [cell.split(">")[-1] for cell in cells]
         assert cells[:8] == ["91.5", "98.0", "47.0", "–", "92.5", "+1.0", "0.34", "0.60"]
         measured = figures.measured_row(shown)
         assert cells[8:] == [
             "91.2", f"{measured['original_mlu']:.1f}", f"{measured['mlu']:.1f}",
-            f"{shown['accuracy']['projected']:.1f}", "91.0", "-0.23",
+            f"{shown.accuracy.projected:.1f}", "91.0", "-0.23",
             f"{shown.params_ratio:.2f}", f"{shown.macs_ratio:.2f}",
         ]  # fmt: skip
 
     def test_of_two_seeds_is_their_mean(self, record):
-        seeds = [named(record, "cifar10", experiment__seed=s, accuracy__original=90.0 + s) for s in (0, 1)]
-        frame = figures.table3(seeds)
+        seeds = [
+            altered(record, experiment__dataset="cifar10", experiment__seed=s, accuracy__original=90.0 + s)
+            for s in (0, 1)
+        ]
+        frame = figures.measured_table(3, seeds)
         assert frame.index.get_level_values("source").tolist() == ["paper", "measured, mean of 2"]
         assert frame["original %"].tolist() == [91.5, 90.5]
 
     def test_has_no_mean_over_fewer_seeds_than_it_says(self, record):
         timed, untimed = record, altered(again(record, seed=1), latency=[])
-        assert "speed" in figures.table3([timed]) and "speed" not in figures.table3([timed, untimed])
+        assert "speed" in figures.measured_table(3, [timed]) and "speed" not in figures.measured_table(
+            3, [timed, untimed]
+        )
 
     def test_has_no_mean_over_what_differs_in_more_than_the_seed(self, record):
-        longer = again(record, seed=1, train=record["experiment"]["train"] | dict(epochs=9))
+        longer = again(record, seed=1, train=recipe(record, "train", epochs=9))
         with pytest.raises(ValueError, match="digits10/vgg11-s1 and digits10/vgg11 share a row of a table"):
-            figures.table3([record, longer])
+            figures.measured_table(3, [record, longer])
         starts = [again(record, seed=seed, start=f"digits100/vgg11{end}") for seed, end in ((0, ""), (1, "-s1"))]
-        assert figures.table3(starts).index.tolist() == [("digits10", "vgg11", "measured, mean of 2")]
+        assert figures.measured_table(3, starts).index.tolist() == [("digits10", "vgg11", "measured, mean of 2")]
 
-    def test_caption_says_what_the_record_holds(self, record):
-        text, accuracy, cost = figures.table3_caption(record), record["accuracy"], record["cost"]
+    def test_sizes_are_those_of_the_record(self, record):
+        full = altered(record, experiment__dataset="cifar10", experiment__width=1, accuracy__baseline=77.0)
+        [row] = figures.size_table([full]).to_dict("records")
         useful = sum(entry.rank * (entry.d + entry.m) < entry.d * entry.m for entry in record.plan.layers)
-        assert text.startswith("**vgg11 on digits10.** Splitting all 9 layers")
-        assert f"from {accuracy['original']:.2f} % to {accuracy['decomposed']:.2f} %; 2 epochs of fine-tuning" in text
-        assert f"bring it to {accuracy['finetuned']:.2f} %. {useful} layers are smaller as two" in text
-        assert f"{cost['compact']['params'] / 1e6:.2f} M of {cost['original']['params'] / 1e6:.2f} M parameters" in text
-
-
-def again(record, **experiment):
-    """The record of another experiment that measured the same."""
-    return altered(record, experiment=record["experiment"] | experiment)
+        assert (row["layers"], row["smaller as two"], row["epochs"]) == (9, useful, "4 + 2")
+        assert row["params, M"] == record.cost.compact.params / 1e6
+        assert row["MACs of original, M"] == record.cost.original.macs / 1e6
+        assert row["split %"] == record.accuracy.decomposed
+        assert row["fine-tuned − full rank"] == record.accuracy.finetuned - 77.0
+        assert row["original − paper"] == record.accuracy.original - 91.5
+        assert np.isnan(figures.size_table([record])["original − paper"].iloc[0])
 
 
 @pytest.fixture(scope="module")
@@ -301,14 +305,13 @@ def several():
     """One record in many roles: a family, two data sets, other weights, other tolerances, a second seed."""
     record = altered(finished()[1], accuracy__baseline=None)
 
-    def like(scale, weights="the plain network's", **experiment):
-        layers = [entry | dict(rank=max(1, round(entry["rank"] * scale))) for entry in record["plan"]["layers"]]
-        cost = record["cost"] | dict(compact={key: scale * n for key, n in record["cost"]["compact"].items()})
-        experiment = record["experiment"] | dict(data={}) | experiment
-        return altered(
-            record, experiment=experiment, weights=weights, plan__layers=layers, cost=cost,
-            accuracy__original=80 * scale, accuracy__merged=70 * scale, accuracy__finetuned=75 * scale,
-        )  # fmt: skip
+    def like(scale, weights="the plain network's", **settings):
+        content = record.to_dict()
+        layers = [layer | dict(rank=max(1, round(layer["rank"] * scale))) for layer in content["plan"]["layers"]]
+        compact = {key: scale * count for key, count in content["cost"]["compact"].items()}
+        accuracy = content["accuracy"] | dict(original=80 * scale, merged=70 * scale, finetuned=75 * scale)
+        one = altered(record, weights=weights, plan__layers=layers, cost__compact=compact, accuracy=accuracy)
+        return again(one, **settings)
 
     return [
         like(1.0, dataset="cifar10"),
@@ -328,7 +331,7 @@ class TestDeviation:
         return [altered(record, experiment__dataset=d, experiment__network=n) for d, n in places]
 
     def test_draws_what_is_measured_over_what_is_printed(self, record):
-        table = figures.table3(self.places(record))
+        table = figures.measured_table(3, self.places(record))
         panels = figures.deviation(table).axes
         assert [axis.get_title() for axis in panels] == ["MLU %", "params", "MACs", "change"]
         for axis in panels:
@@ -343,21 +346,20 @@ class TestDeviation:
             assert one.get_color() != two.get_color() == three.get_color()
             assert one.get_marker() == two.get_marker() != three.get_marker()
 
-    def test_says_how_far_apart_they_are(self, record):
-        table = figures.table3(self.places(record))
-        text = figures.deviation_caption(table)
+    def test_table_says_how_far_apart_they_are(self, record):
+        frame = figures.deviation_table(figures.measured_table(3, self.places(record)))
         mlu = [abs(100 * record.plan.mlu - printed) for printed in (47, 51, 90)]
         furthest = ["vgg11 on cifar10", "vgg19 on cifar100", "resnet18 on cifar100"][int(np.argmax(mlu))]
-        assert text.startswith("Mean distance from the paper's 3 rows: original ")
-        assert f"MLU {np.mean(mlu):.2g} points (at most {max(mlu):.2g}: {furthest})" in text
+        assert frame.index.tolist() == ["original %", "MLU %", "params", "MACs", "change"]
+        assert frame.loc["MLU %"].tolist() == [3, pytest.approx(np.mean(mlu)), pytest.approx(max(mlu)), furthest]
 
     def test_leaves_out_the_change_where_nothing_was_fine_tuned(self, record):
-        untuned = named(record, "cifar10", experiment__finetune__epochs=0)
-        assert "change" not in figures.deviation_caption(figures.table3([untuned]))
+        untuned = altered(record, experiment__dataset="cifar10", experiment__finetune__epochs=0)
+        assert "change" not in figures.deviation_table(figures.measured_table(3, [untuned])).index
 
     def test_of_networks_that_the_paper_does_not_have(self, record):
-        table = figures.table3([record])
-        assert figures.deviation_caption(table) == "None of these rows is one of the paper's."
+        table = figures.measured_table(3, [record])
+        assert figures.deviation_table(table).empty
         figures.deviation(table)
 
 
@@ -369,14 +371,17 @@ class TestSpeedup:
             timed("original", 9.0, device="b"),
             timed("compact", 18.0, device="b"),
         ]
-        table = figures.speedup_table([altered(record, latency=rows)])
-        assert table.columns.tolist() == [("float32", 1), ("float32", 256)]
+        table = figures.speed_table([altered(record, latency=rows)])
+        assert table.columns.tolist() == ["float32, batch 1", "float32, batch 256"]
         assert table.index.tolist() == [("digits10", "vgg11", "a"), ("digits10", "vgg11", "b")]
         assert table.iloc[0].tolist() == [0.75, 1.5] and np.isnan(table.iloc[1, 0]) and table.iloc[1, 1] == 2.0
-        assert figures.speedup_caption(table) == (
-            "The compact network is the faster one: float32, 1 a batch: in 0 of 1; float32, 256 a batch: in 2 of 2."
-        )
-        assert "float32, 256" in figures.style_speedup(table, "speedup").to_html()
+        assert figures.faster_counts(table).to_numpy().tolist() == [[0, 2], [1, 2]]
+
+    def test_throughputs_are_those_of_the_record(self, record):
+        rows = [timed("original", 100.0), timed("compact", 150.0), timed("original", 9.0, device="b")]
+        frame = figures.throughput_table([altered(record, latency=rows)])
+        assert frame.columns.tolist() == ["original, images/s", "compact, images/s"]
+        assert frame.loc[("digits10/vgg11", "a", "float32", 256)].tolist() == [100, 150]
 
     def test_of_several_seeds_is_the_mean(self, record):
         runs = [
@@ -384,13 +389,13 @@ class TestSpeedup:
             for seed, compact in ((0, 10.0), (1, 20.0))
         ]
         variant = altered(again(runs[1], variant="shorter"), latency=[timed("original", 1.0), timed("compact", 9.0)])
-        assert figures.speedup_table([*runs, variant]).to_numpy().tolist() == [[1.5]]
-        assert figures.speedup_table([variant]).empty
+        assert figures.speed_table([*runs, variant]).to_numpy().tolist() == [[1.5]]
+        assert figures.speed_table([variant]).empty
 
     def test_bfloat16_comes_last(self, record):
         rows = [timed(name, 1.0, precision=precision) for precision in PRECISIONS for name in ("original", "compact")]
-        table = figures.speedup_table([altered(record, latency=rows)])
-        assert table.columns.tolist() == [("float32", 256), ("bfloat16", 256)]
+        table = figures.speed_table([altered(record, latency=rows)])
+        assert table.columns.tolist() == ["float32, batch 256", "bfloat16, batch 256"]
 
 
 PRECISIONS = ("bfloat16", "float32")
@@ -403,33 +408,36 @@ def timed(network, speed, batch=256, device="a", precision="float32"):
 class TestContrasts:
     def test_choose_what_differs_in_one_thing(self, several):
         plain, _, vgg19, _, harder, probe, loose, strict = several
-        assert figures.families(several) == [[plain, vgg19]]
-        assert figures.complexities(several) == [[plain, harder]]
-        assert figures.pretrainings(several) == [plain, probe]
-        assert figures.tolerances(several) == [strict, plain, loose]
+        assert figures.differing_in_size(several) == [[plain, vgg19]]
+        assert figures.differing_in_dataset(several) == [[plain, harder]]
+        assert figures.differing_in_weights(several) == [[plain, probe]]
+        assert figures.differing_in_tolerance(several) == [[strict, plain, loose]]
 
     def test_tell_other_weights_from_another_search(self, several):
         """A network that saw fewer images, or was searched otherwise, came to its weights as the plain one did."""
         plain, probe = several[0], several[5]
-        taken = dict(train=plain["experiment"]["train"] | dict(epochs=0), start="cifar10/vgg11")
+        library = dict(network="torchvision/vit_b_16", width=1)
+        plain, probe = again(plain, **library), again(probe, **library, start="cifar100/vit_b_16")
+        taken = dict(train=recipe(plain, "train", epochs=0), start="cifar10/vit_b_16")
         held_out = altered(again(plain, variant="held-out", holdout=5000), weights="of held-out")
         isolated = again(plain, variant="isolated", mode="isolated", **taken)
-        published = altered(again(plain, variant="swag", pretrained="SWAG", train=taken["train"]), weights="published")
+        tag = "IMAGENET1K_SWAG_E2E_V1"
+        published = altered(again(plain, variant="swag", pretrained=tag, train=taken["train"]), weights="published")
         looser = again(published, variant="swag-eps", tolerance=9.0)
         thinner = altered(again(probe, variant="thin", width=0.5), weights="of the thin one")
         few = again(plain, variant="few", validation=7, tolerance=9.0, **taken)
         records = [plain, held_out, isolated, probe, published, looser, thinner, few]
-        assert figures.pretrainings(records) == [plain, probe, published]
-        assert figures.tolerances(records) == []
+        assert figures.differing_in_weights(records) == [[plain, probe, published]]
+        assert figures.differing_in_tolerance(records) == []
 
     def test_keep_to_one_seed(self, several):
         plain, other, *_, strict = several
-        strict_of_other = altered(again(strict, seed=1), weights=other["weights"])
-        assert figures.tolerances([plain, other, strict_of_other]) == [strict_of_other, other]
+        strict_of_other = altered(again(strict, seed=1), weights=other.weights)
+        assert figures.differing_in_tolerance([plain, other, strict_of_other]) == [[strict_of_other, other]]
         isolated = again(strict_of_other, tolerance=plain.plan.tolerance, mode="isolated")
-        assert figures.protocols([plain, other, isolated]) == [[other, isolated]]
+        assert figures.differing_in_search([plain, other, isolated]) == [[other, isolated]]
         both = [plain, again(plain, variant="x", mode="isolated"), isolated, other]
-        assert figures.protocols(both) == [both[:2]]
+        assert figures.differing_in_search(both) == [both[:2]]
 
     def test_labels_say_all_that_differs(self, several):
         plain, seed_1, vgg19, resnet, harder, probe, *_ = several
@@ -441,28 +449,33 @@ class TestContrasts:
         assert figures.measured_points([probe, end_to_end])["label"].tolist() == ["linear probe", "end to end"]
 
     def test_are_empty_where_there_are_not_two(self, record):
-        for choose in (figures.families, figures.complexities, figures.pretrainings, figures.tolerances):
+        for choose in (
+            figures.differing_in_size,
+            figures.differing_in_dataset,
+            figures.differing_in_weights,
+            figures.differing_in_tolerance,
+        ):
             assert choose([record]) == choose([]) == []
 
     def test_show_every_plain_record_once_or_more(self, several):
         plain, _, vgg19, resnet, harder, probe, loose, strict = several
-        assert list(figures.comparisons(several).values()) == [[[plain, vgg19]], [[plain, harder]], [[plain, probe]]]
+        assert list(figures.figure2_panels(several).values()) == [[[plain, vgg19]], [[plain, harder]], [[plain, probe]]]
         harder_19 = again(harder, network="vgg19")
-        assert figures.families([*several, harder_19]) == [[plain, vgg19], [harder, harder_19]]
-        assert figures.complexities([*several, harder_19]) == [[plain, harder], [vgg19, harder_19]]
-        assert figures.drawn_alone(several) == [resnet]
-        assert figures.drawn_alone([plain, loose]) == [plain]
+        assert figures.differing_in_size([*several, harder_19]) == [[plain, vgg19], [harder, harder_19]]
+        assert figures.differing_in_dataset([*several, harder_19]) == [[plain, harder], [vgg19, harder_19]]
+        assert figures.in_no_panel(several) == [resnet]
+        assert figures.in_no_panel([plain, loose]) == [plain]
 
     def test_take_the_lowest_seed_whatever_the_order(self, several):
         plain, _, vgg19, *_ = several
-        assert figures.families(several[::-1]) == [[vgg19, plain]]
+        assert figures.differing_in_size(several[::-1]) == [[vgg19, plain]]
 
 
 class TestProtocol:
     @pytest.fixture
     def ways(self, several):
         plain = several[0]
-        taken = dict(train=plain["experiment"]["train"] | dict(epochs=0), start="cifar10/vgg11")
+        taken = dict(train=recipe(plain, "train", epochs=0), start="cifar10/vgg11")
         isolated = again(plain, variant="isolated", mode="isolated", **taken)
         backward = altered(again(plain, variant="backward", order="backward", **taken), calibration_images=2000)
         least = [entry | dict(rank=1) for entry in plain.plan.to_dict()["layers"]]
@@ -470,37 +483,35 @@ class TestProtocol:
         return [plain, altered(isolated, plan__mode="isolated"), backward, few]
 
     def test_chooses_searches_of_one_network(self, several, ways):
-        assert figures.protocols([*ways[::-1], *several[1:]]) == [[ways[0], ways[3], *ways[2:0:-1]]]
+        assert figures.differing_in_search([*ways[::-1], *several[1:]]) == [[ways[0], ways[3], *ways[2:0:-1]]]
 
     def test_compares_held_out_with_test_images_on_one_network(self, ways):
         plain, *_ = ways
         held_out = altered(again(plain, variant="held-out", holdout=5000), weights="of held-out")
-        on_test = again(plain, variant="on-test", start="cifar10/vgg11@held-out", train=ways[1]["experiment"]["train"])
+        on_test = again(plain, variant="on-test", start="cifar10/vgg11@held-out", train=recipe(ways[1], "train"))
         on_test = altered(on_test, weights="of held-out")
-        groups = figures.protocols([held_out, *ways, on_test])
+        groups = figures.differing_in_search([held_out, *ways, on_test])
         assert groups[0] == [on_test, held_out] and len(groups) == 2
-        assert figures.protocol_table(groups[0]).index.tolist() == ["on test images", "on 5,000 held-out images"]
+        assert figures.search_table(groups[0]).index.tolist() == ["on test images", "on 5,000 held-out images"]
         full = [altered(one, experiment__dataset="cifar10", experiment__width=1) for one in groups[0]]
-        assert "The paper prints" not in figures.protocol_caption(full)  # its network saw all training images
-        trained = "vgg11 on cifar10, trained for 4 epochs without the last 5,000 training images"
-        assert trained in figures.protocol_caption(groups[0])
-        assert figures.protocols([held_out, plain]) == []
+        assert "paper" not in figures.search_table(full).index  # its network saw all training images
+        assert figures.differing_in_search([held_out, plain]) == []
 
     def test_takes_another_network_for_none_of_its_searches(self, ways):
         plain, isolated, *_ = ways
-        assert figures.protocols([plain, altered(isolated, weights="others")]) == []
+        assert figures.differing_in_search([plain, altered(isolated, weights="others")]) == []
 
     def test_shows_a_search_once_however_often_it_was_fine_tuned(self, ways):
         plain, isolated, *_ = ways
-        longer = again(plain, variant="longer", finetune=plain["experiment"]["finetune"] | dict(epochs=9))
-        assert figures.protocols([longer, plain]) == []
-        assert figures.protocols([longer, isolated, plain]) == [[plain, isolated]]
+        longer = again(plain, variant="longer", finetune=recipe(plain, "finetune", epochs=9))
+        assert figures.differing_in_search([longer, plain]) == []
+        assert figures.differing_in_search([longer, isolated, plain]) == [[plain, isolated]]
 
     def test_ways_of_one_name_are_two_rows(self, ways):
-        assert len(figures.protocol_table([*ways, ways[1]])) == 5
+        assert len(figures.search_table([*ways, ways[1]])) == 5
 
     def test_table_compares_with_the_first(self, ways):
-        frame, plain = figures.protocol_table(ways), ways[0]
+        frame, plain = figures.search_table(ways), ways[0]
         assert frame.index.tolist() == [
             "default",
             "each layer by itself",
@@ -516,20 +527,14 @@ class TestProtocol:
         assert frame["lost, consulted"].isna().tolist() == [False, True, False, False]
         assert frame["lost, test"].iloc[3] == pytest.approx(80 - 5)
 
-    def test_caption_names_the_extremes(self, ways):
-        caption, frame = figures.protocol_caption(ways), figures.protocol_table(ways)
-        assert f"between {frame['MLU %'].min():.1f} % (*with 7 validation images*)" in caption
-        assert "cost up to 75.00 points of accuracy on the test images (*with 7 validation images*)" in caption
-        moved = frame["moved by at most"]
-        assert f"moves by up to {moved.max():.1f} points (*with 7 validation images*)" in caption
-
-    def test_caption_compares_with_what_the_paper_prints(self, ways):
-        assert "The paper" not in figures.protocol_caption(ways)
-        full = [altered(way, experiment__dataset="cifar10", experiment__width=1) for way in ways]
-        mlu = figures.protocol_table(full)["MLU %"]
-        nearest = min(mlu.index, key=lambda name: abs(mlu[name] - 47))
-        caption = figures.protocol_caption(full)
-        assert f"MLU of 47 % and params x 0.34; the nearest MLU is {mlu[nearest]:.1f} % (*{nearest}*)." in caption
+    def test_table_ends_with_what_the_paper_prints(self, ways):
+        full = [altered(way, experiment__width=1) for way in ways]
+        frame = figures.search_table(full)
+        assert frame.loc["paper", ["original %", "MLU %", "params"]].tolist() == [91.5, 47, 0.34]
+        assert frame.loc["paper", ["may lose", "lost, test"]].isna().all()
+        assert frame["may lose"].iloc[0] == pytest.approx(2 * 9 * 1.25)
+        html = figures.styled(frame, "search", figures.EXACT).to_html()
+        assert ">91.5<" in html and ">80.00<" in html  # the paper prints fewer decimals
 
     def test_snapshot_names_the_ways(self, ways):
         lines = figures.snapshot(ways).axes[0].get_lines()[1:-1:2]
@@ -540,76 +545,62 @@ class TestFinetuning:
     @pytest.fixture
     def ways(self, several):
         plain = altered(several[0], accuracy__baseline=79.5)
-        recipe = plain["experiment"]["finetune"]
-        taken = dict(train=plain["experiment"]["train"] | dict(epochs=0), start="cifar10/vgg11")
-        longer = again(plain, variant="longer", finetune=recipe | dict(epochs=recipe["epochs"] + 9), **taken)
+        taken = dict(train=recipe(plain, "train", epochs=0), start="cifar10/vgg11")
+        longer = again(plain, variant="longer", finetune=recipe(plain, "finetune", epochs=11), **taken)
         return [plain, altered(longer, accuracy__finetuned=81.5, accuracy__baseline=81.75)]
 
     def test_chooses_one_network_split_once(self, several, ways):
         plain, longer = ways
-        assert figures.finetunings([longer, plain, *several[1:]]) == [[plain, longer]]
+        assert figures.differing_in_finetuning([longer, plain, *several[1:]]) == [[plain, longer]]
         least = [entry | dict(rank=1) for entry in plain.plan.to_dict()["layers"]]
-        not_at_all = again(longer, finetune=longer["experiment"]["finetune"] | dict(epochs=0))
-        faster = again(plain, variant="x", finetune=plain["experiment"]["finetune"] | dict(capture=True))
+        not_at_all = again(longer, finetune=recipe(longer, "finetune", epochs=0))
+        faster = again(plain, variant="x", finetune=recipe(plain, "finetune", capture=True))
         for other in (altered(longer, weights="others"), altered(longer, plan__layers=least), not_at_all, faster):
-            assert figures.finetunings([plain, other]) == []
+            assert figures.differing_in_finetuning([plain, other]) == []
 
     def test_keeps_to_one_seed(self, several, ways):
         _, seed_1, *_ = several
-        longer_of_1 = altered(again(ways[1], seed=1), weights=seed_1["weights"])
-        assert figures.finetunings([longer_of_1, seed_1, *ways]) == [ways]
-        assert figures.finetunings([longer_of_1, seed_1, ways[0]]) == [[seed_1, longer_of_1]]
+        longer_of_1 = altered(again(ways[1], seed=1), weights=seed_1.weights)
+        assert figures.differing_in_finetuning([longer_of_1, seed_1, *ways]) == [ways]
+        assert figures.differing_in_finetuning([longer_of_1, seed_1, ways[0]]) == [[seed_1, longer_of_1]]
 
     def test_table_counts_from_the_original(self, ways):
-        frame, epochs = figures.finetuning_table(ways), ways[0]["experiment"]["finetune"]["epochs"]
-        assert frame.index.tolist() == [epochs, epochs + 9]
-        assert frame.iloc[1].tolist() == [0.01, 81.5, 1.5, 81.75, 1.75]
+        frame = figures.recipe_table([altered(way, experiment__width=1) for way in ways], "finetune")
+        assert frame.index.tolist() == [2, 11, "paper"] and frame["learning rate"].tolist()[:2] == [0.01, 0.01]
+        columns = ["fine-tuned %", "change", "full rank %", "full rank, change", "fine-tuned − full rank"]
+        assert frame[columns].iloc[1].tolist() == [81.5, 1.5, 81.75, 1.75, -0.25]
+        assert frame.loc["paper", "change"] == 1.0
 
-    def test_caption_says_where_each_ends(self, ways):
-        caption = figures.finetuning_caption(ways)
-        assert "The original reaches 80.00 %." in caption and "ends 5.00 points below it after 2 epochs" in caption
-        assert "(learning rate 0.01), and 1.50 points above it after 11 epochs" in caption
-        assert "it ends 4.50 points below after 2 epochs and 0.25 points below after 11; one run of each." in caption
-        alone = [altered(way, accuracy__baseline=None) for way in ways]
-        assert "full-rank" not in figures.finetuning_caption(alone)
-        full = [altered(way, experiment__dataset="cifar10", experiment__width=1) for way in ways]
-        assert "The paper prints a change of +1.0 points." in figures.finetuning_caption(full)
+    def test_table_without_a_full_rank_network(self, ways):
+        frame = figures.recipe_table([altered(way, accuracy__baseline=None) for way in ways], "finetune")
+        assert not [name for name in frame.columns if "full rank" in name] and "paper" not in frame.index
 
 
 class TestTraining:
     @pytest.fixture
     def ways(self, several):
         plain = several[0]
-        longer = altered(again(plain, train=plain["experiment"]["train"] | dict(epochs=40)), weights="of 40 epochs")
+        longer = altered(again(plain, train=recipe(plain, "train", epochs=40)), weights="of 40 epochs")
         shorter = again(plain, variant="trained-shorter")
         return [altered(shorter, accuracy__original=70.0, accuracy__finetuned=72.0), longer]
 
     def test_chooses_one_network_trained_otherwise_and_searched_alike(self, several, ways):
         shorter, longer = ways
-        assert figures.trainings([longer, shorter, *several[1:]]) == [ways]
+        assert figures.differing_in_training([longer, shorter, *several[1:]]) == [ways]
         taken = again(shorter, start="cifar10/vgg11")
         searched = again(shorter, mode="isolated")
         thin = again(shorter, width=0.5)
         same = altered(again(longer, variant="x"), weights="of another machine")
-        captured = again(same, train=same["experiment"]["train"] | dict(capture=True))
-        tuned = again(longer, variant="x", train=longer["experiment"]["train"] | dict(epochs=0), start="cifar10/vgg11")
+        captured = again(same, train=recipe(same, "train", capture=True))
+        tuned = again(longer, variant="x", train=recipe(longer, "train", epochs=0), start="cifar10/vgg11")
         for other in (taken, searched, thin, same, captured, tuned):
-            assert figures.trainings([longer, other]) == []
-        assert figures.trainings(several) == []
+            assert figures.differing_in_training([longer, other]) == []
+        assert figures.differing_in_training(several) == []
 
     def test_table_has_a_row_a_way(self, ways):
-        frame = figures.training_table(ways)
-        assert [training for training, _ in frame.index] == [ways[0]["experiment"]["train"]["epochs"], 40]
-        assert frame["original %"].tolist() == [70.0, 80.0] and frame["change"].iloc[0] == 2.0
-        assert "<td" in figures.style_training(frame, "training").to_html()
-
-    def test_caption_says_where_each_ends(self, ways):
-        caption = figures.training_caption(ways)
-        assert "the original reaches 70.00 %" in caption and "After 40 epochs the original reaches 80.00 %" in caption
-        assert caption.count("ends 2.00 points above its original.") == 1
-        assert "ends 5.00 points below its original." in caption
-        untuned = [again(way, finetune=way["experiment"]["finetune"] | dict(epochs=0)) for way in ways]
-        assert "nan" not in figures.training_caption(untuned)
+        frame = figures.recipe_table(ways, "train")
+        assert frame.index.tolist() == [4, 40] and frame["learning rate"].tolist() == [0.03, 0.03]
+        assert frame["original %"].tolist() == [70.0, 80.0] and frame["change"].tolist() == [2.0, -5.0]
 
 
 class TestRepetition:
@@ -620,35 +611,30 @@ class TestRepetition:
 
     def test_chooses_plain_networks_of_several_seeds(self, several, seeds):
         first, second = seeds
-        assert figures.repeated([second, *several[2:], first]) == [[first, second]]
-        assert figures.repeated([first, again(second, variant="longer"), *several[2:]]) == []
+        assert figures.differing_in_seed([second, *several[2:], first]) == [[first, second]]
+        assert figures.differing_in_seed([first, again(second, variant="longer"), *several[2:]]) == []
 
     def test_table_ends_with_mean_and_deviation(self, seeds):
-        frame = figures.repetition_table(seeds)
+        frame = figures.seed_table(seeds)
         assert frame.index.tolist() == [0, 1, "mean", "standard deviation"] and frame.index.name == "seed"
         assert frame["original %"].tolist() == pytest.approx([80, 82, 81, 2**0.5])
         assert frame["change"].tolist() == pytest.approx([-5, -6.5, -5.75, 1.5 / 2**0.5])
-        html = figures.style_repetition(frame, "seeds").to_html()
+        html = figures.styled_seeds(frame, "seeds").to_html()
         assert ">-5.75<" in html and ">1.06<" in html
 
     def test_has_no_mean_where_a_seed_lacks_a_number(self, seeds):
-        frame = figures.repetition_table([altered(seeds[0], accuracy__baseline=None), seeds[1]])
+        frame = figures.seed_table([altered(seeds[0], accuracy__baseline=None), seeds[1]])
         assert frame["full rank %"].isna().tolist() == [True, False, True, True]
 
-    def test_caption_has_both(self, seeds):
-        caption = figures.repetition_caption(seeds)
-        assert caption.startswith("**vgg11 on cifar10.** Over 2 seeds, as mean and standard deviation, the original")
-        assert "reaches 81.00 ± 1.41 %" in caption
-        assert "ends 5.75 ± 1.06 points below its original, 2.00 ± 0.71 points below the full-rank network" in caption
-        alone = figures.repetition_caption([altered(seeds[0], accuracy__baseline=None), seeds[1]])
-        assert alone.endswith("points below its original.")
-        untuned = [again(one, finetune=one["experiment"]["finetune"] | dict(epochs=0)) for one in seeds]
-        assert "fine-tuned" not in figures.repetition_caption(untuned)
+    def test_table_compares_with_the_full_rank_network_and_the_paper(self, seeds):
+        frame = figures.seed_table([altered(one, experiment__width=1) for one in seeds])
+        assert frame["fine-tuned − full rank"].tolist()[:4] == pytest.approx([-2.5, -1.5, -2, 0.5**0.5])
+        assert frame.loc["paper", "change"] == 1.0
 
 
 class TestSnapshot:
     def test_draws_the_ranks_of_every_layer(self, several):
-        [chosen] = figures.families(several)
+        [chosen] = figures.differing_in_size(several)
         *lines, _ = figures.snapshot(chosen, "a title").axes[0].get_lines()
         for (dotted, solid), record in zip(zip(lines[::2], lines[1::2]), chosen, strict=True):
             layers = record.plan.layers
@@ -657,70 +643,59 @@ class TestSnapshot:
             assert dotted.get_xdata().tolist() == solid.get_xdata().tolist() == list(range(1, 10))
             assert (dotted.get_linestyle(), solid.get_linestyle()) == (":", "-")
             assert dotted.get_color() == solid.get_color()
-            ends = record["cost"]["original"]["params"], record["cost"]["compact"]["params"]
+            ends = record.cost.original.params, record.cost.compact.params
             before, after = (f"{count / 1e6:.{3 if count < 1e5 else 2}f} M" for count in ends)
-            accuracy = record["accuracy"]
-            expected = f"({before}, {accuracy['original']:.1f} %) → ({after}, {accuracy['merged']:.1f} %)"
-            assert solid.get_label() == f"{record['experiment']['network']} {expected}"
+            accuracy = record.accuracy
+            expected = f"({before}, {accuracy.original:.1f} %) → ({after}, {accuracy.merged:.1f} %)"
+            assert solid.get_label() == f"{record.experiment.network} {expected}"
 
     def test_compares_accuracies_of_one_stage(self, several):
-        [[tuned, other]] = figures.families(several)
-        other = altered(other, experiment__finetune=other["experiment"]["finetune"] | dict(epochs=0))
+        [[tuned, other]] = figures.differing_in_size(several)
+        other = altered(other, experiment__finetune=recipe(other, "finetune", epochs=0))
         *lines, note = figures.snapshot([tuned, other]).axes[0].get_lines()
-        assert tuned["accuracy"]["decomposed"] != tuned["accuracy"]["merged"]
-        assert f", {tuned['accuracy']['decomposed']:.1f} %)" in lines[1].get_label().split("→")[1]
+        assert tuned.accuracy.decomposed != tuned.accuracy.merged
+        assert f", {tuned.accuracy.decomposed:.1f} %)" in lines[1].get_label().split("→")[1]
         assert "before fine-tuning" in note.get_label()
 
     @pytest.mark.parametrize(
         "choose, names",
         [
-            (lambda several: figures.complexities(several)[0], ["cifar10", "cifar100"]),
-            (figures.pretrainings, ["from scratch", "linear probe"]),
-            (figures.tolerances, ["$\\epsilon$ = 0.5", "$\\epsilon$ = 1.25", "$\\epsilon$ = 5"]),
+            (figures.differing_in_dataset, ["cifar10", "cifar100"]),
+            (figures.differing_in_weights, ["from scratch", "linear probe"]),
+            (figures.differing_in_tolerance, ["$\\epsilon$ = 0.5", "$\\epsilon$ = 1.25", "$\\epsilon$ = 5"]),
         ],
     )
     def test_names_what_differs(self, several, choose, names):
-        lines = figures.snapshot(choose(several)).axes[0].get_lines()[1:-1:2]
+        lines = figures.snapshot(choose(several)[0]).axes[0].get_lines()[1:-1:2]
         assert [line.get_label().split(" (")[0] for line in lines] == names
 
     def test_of_nothing(self):
         with pytest.raises(ValueError, match="at least one record"):
             figures.snapshot([])
 
-    def test_caption_names_the_peak_and_the_largest_mlu(self, several):
-        [chosen] = figures.complexities(several)
-        text = figures.snapshot_caption(chosen)
-        for record in chosen:
+    def test_table_names_the_peak_and_compares_the_mlu(self, several):
+        [chosen] = figures.differing_in_dataset(several)
+        frame = figures.peak_table(chosen)
+        for record, row in zip(chosen, frame.to_dict("records"), strict=True):
             ranks = [entry.rank for entry in record.plan.layers]
-            assert f"largest at layer {1 + ranks.index(max(ranks))} of 9 ({max(ranks)} of" in text
+            assert (row["layers"], row["peak"], row["rank"]) == (9, str(1 + ranks.index(max(ranks))), max(ranks))
         shares = [100 * record.plan.mlu for record in chosen]
-        assert text.endswith(
-            f"The MLU of **cifar10** is {shares[0] - shares[1]:.1f} points above that of **cifar100**."
-        )
-        assert text.startswith("**vgg11.** cifar10: the utilized rank")
-        assert figures.snapshot_caption(figures.families(several)[0]).startswith("**cifar10.** vgg11: ")
-        alone = figures.snapshot_caption(chosen[:1])
-        assert alone.startswith("**vgg11 on cifar10.** The utilized rank") and "above" not in alone
+        assert frame["MLU − largest"].tolist() == pytest.approx([0, shares[1] - shares[0]])
+        assert frame.index.tolist() == ["cifar10", "cifar100"] and "paper's MLU %" not in frame
 
-    def test_caption_of_three_names_the_largest(self, several):
-        assert "** is the largest, " in figures.snapshot_caption(figures.tolerances(several))
+    def test_table_compares_with_the_paper(self, several):
+        easy, hard = (altered(one, experiment__width=1) for one in figures.differing_in_dataset(several)[0])
+        frame = figures.peak_table([easy, altered(hard, experiment__train=recipe(hard, "train", epochs=30))])
+        assert frame["paper's MLU %"].tolist() == [47, 64]
+        assert frame["paper's MLU − largest"].tolist() == [0, 17]  # cifar10 has the larger MLU here
+        assert frame["epochs of training"].tolist() == [4, 30]
 
-    def test_caption_compares_with_the_paper_and_names_other_lengths_of_training(self, several):
-        easy, hard = (altered(one, experiment__width=1) for one in figures.complexities(several)[0])
-        text = figures.snapshot_caption([easy, hard])
-        assert "(the paper's: -17)." in text and "trained for" not in text  # 47 and 64 %, the other way round
-        longer = altered(hard, experiment__train=hard["experiment"]["train"] | dict(epochs=30))
-        caption = figures.snapshot_caption([easy, longer])
-        assert caption == text + " The former was trained for 4 epochs, the latter for 30."
-
-    def test_caption_names_all_layers_of_the_largest_rank(self, record):
+    def test_table_names_all_layers_of_the_largest_rank(self, record):
         layers = record.plan.to_dict()["layers"]
         layers = [layer | dict(rank=16 if number in (4, 5) else 1) for number, layer in enumerate(layers, 1)]
-        text = figures.snapshot_caption([altered(record, plan__layers=layers)])
+        [row] = figures.peak_table([altered(record, plan__layers=layers)]).to_dict("records")
         first, second = (min(layer["d"], layer["m"]) for layer in layers[3:5])
-        assert f"largest at layers 4 and 5 of 9 (16 of {first} and {second})" in text
-        layers = [layer | dict(rank=1) for layer in layers]
-        assert "largest in 9 of 9 layers (1)" in figures.snapshot_caption([altered(record, plan__layers=layers)])
+        assert (row["peak"], row["rank"], row["of"]) == ("4, 5", 16, f"{first}, {second}")
 
 
 class TestTradeoff:
@@ -739,14 +714,14 @@ class TestTradeoff:
         assert 3 <= len(shown) <= 9 and all(low <= number <= high for number in shown)
 
     def test_draws_before_and_after_with_the_area_of_the_macs(self, several):
-        [chosen] = figures.families(several)
+        [chosen] = figures.differing_in_size(several)
         figure = figures.tradeoff(figures.measured_points(chosen))
         expected = [
-            (cost["params"] / 1e6, accuracy, 900 * cost["macs"] / chosen[0]["cost"]["original"]["macs"])
+            (cost.params / 1e6, accuracy, 900 * cost.macs / chosen[0].cost.original.macs)
             for record in chosen
             for cost, accuracy in (
-                (record["cost"]["original"], record["accuracy"]["original"]),
-                (record["cost"]["compact"], record["accuracy"]["merged"]),
+                (record.cost.original, record.accuracy.original),
+                (record.cost.compact, record.accuracy.merged),
             )
         ]
         np.testing.assert_allclose(self.bubbles(figure), expected)
@@ -756,7 +731,7 @@ class TestTradeoff:
         ]
 
     def test_takes_the_data_sets_apart(self, several):
-        plain = figures.plain(several)
+        plain = figures.base_records(several)
         groups = figures.by_dataset(figures.measured_points(plain))
         assert len(groups) > 1 and sum(map(len, groups.values())) == len(plain)
         for dataset, points in groups.items():
@@ -764,8 +739,8 @@ class TestTradeoff:
             assert points.index.tolist() == list(range(len(points)))
 
     def test_draws_the_paper_s_rows_of_the_same_networks_hollow(self, several):
-        points = figures.measured_points(figures.families(several)[0])
-        printed = figures.beside(points, paper.tradeoff(paper.table3()))
+        points = figures.measured_points(figures.differing_in_size(several)[0])
+        printed = figures.printed_for(points, paper.tradeoff(paper.table3()))
         assert list(zip(printed["network"], printed["dataset"])) == [("vgg11", "cifar10"), ("vgg19", "cifar10")]
         axis = figures.tradeoff(points, printed).axes[0]
         hollow = [circle for circle in axis.collections if len(circle.get_facecolor()) == 0]
@@ -773,46 +748,44 @@ class TestTradeoff:
         assert len(axis.collections) == 8
 
     def test_of_networks_that_the_paper_does_not_have(self, record):
-        assert figures.beside(figures.measured_points([record]), paper.tradeoff(paper.table3())) is None
+        assert figures.printed_for(figures.measured_points([record]), paper.tradeoff(paper.table3())) is None
 
     def test_of_nothing(self):
         with pytest.raises(ValueError, match="at least one network"):
             figures.tradeoff(pd.DataFrame())
 
-    def test_caption_says_what_the_points_hold(self, several):
-        points = figures.measured_points(figures.tolerances(several))
-        text = figures.tradeoff_caption(points)
-        kept = points["compact_params"] / points["original_params"]
-        assert text.startswith(f"**$\\epsilon$ = 5** keeps the smallest share of its parameters (x {kept.min():.2f}")
-        assert f"**$\\epsilon$ = 1.25** the largest (x {kept.max():.2f}" in text
-        assert "-10.0 to -5.0 points, best for" in text
-        alike = figures.tradeoff_caption(points.assign(compact_top1=points["original_top1"] - 0.4))
-        assert alike.endswith("Accuracy moves by -0.4 points for each.")
-        assert figures.tradeoff_caption(points[:1]).endswith("of its MACs. Accuracy moves by -9.5 points.")
-        printed = paper.tradeoff(paper.table3())
-        assert figures.tradeoff_caption(points, printed).endswith("The paper prints +0.3 to +2.1 points for the same.")
+    def test_table_says_what_the_arrows_show(self, several):
+        points = figures.measured_points(figures.differing_in_size(several)[0])
+        frame = figures.change_table(points)
+        assert frame.index.tolist() == ["vgg11", "vgg19"]
+        assert frame["params"].tolist() == (points["compact_params"] / points["original_params"]).tolist()
+        assert frame["change"].tolist() == pytest.approx([-10, -9])
+        printed = figures.printed_for(points, paper.tradeoff(paper.table3()))
+        assert figures.change_table(points, printed[::-1])["paper's change"].tolist() == pytest.approx([1.0, 0.9])
 
 
 class TestOtherTables:
     def test_table4_names_how_the_weights_came_about(self, several):
-        frame = figures.table4(figures.pretrainings(several))
+        frame = figures.measured_table(4, figures.differing_in_weights(several)[0])
         assert frame.index.get_level_values("weights").tolist() == ["from scratch", "linear probe"]
         assert frame["original %"].tolist() == pytest.approx([80, 48])
 
     def test_table5_goes_by_tolerance(self, several):
-        chosen = figures.tolerances(several)
-        frame = figures.table5(chosen)
+        [chosen] = figures.differing_in_tolerance(several)
+        frame = figures.measured_table(5, chosen)
         assert frame.index.get_level_values("tolerance").tolist() == [0.5, 1.25, 5.0]
         assert frame["MLU %"].tolist() == pytest.approx([100 * record.plan.mlu for record in chosen])
-        html = figures.style_table(frame, "table5").to_html()
+        html = figures.styled(frame, "table5").to_html()
         assert all(f">{tolerance}<" in html for tolerance in ("0.5", "1.25", "5"))
 
     def test_tables_put_the_paper_above(self, record):
         vit = dict(experiment__network="torchvision/vit_b_16", experiment__dataset="imagenet-1k")
         sources = lambda frame: frame.index.get_level_values("source").tolist()  # noqa: E731
-        assert sources(figures.table1([altered(record, **vit)])) == ["paper", "measured"]
-        assert sources(figures.table4([altered(record, **vit, experiment__variant="end-to-end")]))[0] == "paper"
-        table5 = figures.table5([altered(record, **vit, experiment__tolerance=0.05)])
+        assert sources(figures.measured_table(1, [altered(record, **vit)])) == ["paper", "measured"]
+        assert (
+            sources(figures.measured_table(4, [altered(record, **vit, experiment__variant="end-to-end")]))[0] == "paper"
+        )
+        table5 = figures.measured_table(5, [altered(record, **vit, experiment__tolerance=0.05)])
         assert table5.loc[("imagenet-1k", "torchvision/vit_b_16", 0.05, "paper"), "MLU %"] == 38.7
 
     def test_speed_is_shown_where_it_was_timed(self, record):
@@ -823,100 +796,59 @@ class TestOtherTables:
             row | dict(network="original", images_per_second=900.0, precision="bfloat16"),
             row | dict(network="compact", images_per_second=900.0, precision="bfloat16"),
         ]
-        assert figures.table3([altered(record, latency=latency)])["speed"].tolist() == [1.5]
-        assert "speed" not in figures.table3([altered(record, latency=[])])
+        assert figures.measured_table(3, [altered(record, latency=latency)])["speed"].tolist() == [1.5]
+        assert "speed" not in figures.measured_table(3, [altered(record, latency=[])])
 
     def test_full_rank_baseline_is_shown_where_it_was_run(self, record):
-        assert "full rank %" not in figures.table3([record])
-        frame = figures.table3([altered(record, accuracy__baseline=77.0)])
+        assert "full rank %" not in figures.measured_table(3, [record])
+        frame = figures.measured_table(3, [altered(record, accuracy__baseline=77.0)])
         assert frame["full rank %"].tolist() == [77.0]
-        text = figures.table3_caption(altered(record, accuracy__baseline=77.0, accuracy__finetuned=76.0))
-        assert "reaches 77.00 %; the split one ends 1.00 points below it, one run of each" in text
 
     @pytest.mark.parametrize("number, rows", [(1, 16), (3, 14), (4, 3), (5, 4)])
     def test_the_paper_s_own(self, number, rows):
-        html = getattr(figures, f"paper_table{number}")().to_html()
+        html = figures.styled(figures.printed_table(number), "printed").to_html()
         assert html.count("<tr>") == 2 + rows and "nan" not in html
         assert number != 3 or "+2.1" in html
 
-    def test_captions_say_what_the_records_hold(self, several):
-        probe, tolerance = figures.pretrainings(several), figures.tolerances(several)
-        text = figures.table4_caption(probe)
-        assert "It is highest for **from scratch**, lowest for **linear probe**. The paper's order, from" in text
-        assert "the highest, is another: linear probe, from scratch. Split" in text
-        gain = probe[1]["accuracy"]["finetuned"] - probe[1]["accuracy"]["original"]
-        assert f"The linear probe's {signed(gain)} says nothing of the method" in text
-        assert re.search(r"Split and fine-tuned, accuracy moves by \S+ points \(", text)  # that of the only other one
-        assert "from the highest, is the same." in figures.table4_caption(probe[:1])
-        assert "The paper's" not in figures.table4_caption([altered(probe[0], experiment__variant="other")])
-        text = figures.table5_caption(tolerance)
-        assert text.startswith("From $\\epsilon$ = 0.5 to 5 points the MLU goes from")
-        assert text.endswith("The original has 76.0 %; none of 3 are back there.")
-        assert figures.table5_caption(tolerance[:1]).startswith("Searched at one tolerance alone, $\\epsilon$ = 0.5")
-        assert "smallest" not in figures.table1_caption(several[:1]) and "-5.0" in figures.table1_caption(several[:1])
-        assert "-5.0" in figures.table1_caption(several[:3]) and "chance" not in figures.table1_caption(several[:3])
-
-    def test_one_architecture_timed_at_two_speeds_is_called_so(self, several):
-        ways = figures.pretrainings(several)
-        timing = dict(network="original", batch=256, device="a machine", precision="float32")
-
-        def caption(*speeds, **others):
-            rows = [[timing | dict(images_per_second=speed) | others] for speed in speeds]
-            return figures.table4_caption([altered(one, latency=row) for one, row in zip(ways, rows, strict=True)])
-
-        assert "timed at 300 to 800 images a second" in caption(300, 800)
-        assert "timed at" not in caption(300, 400) and "timed at" not in caption(300, 800, batch=1)
-
-    def test_a_network_near_chance_is_called_so(self, record):
-        text = figures.table1_caption([altered(record, accuracy__original=12.0)])
-        assert "hardly better than chance (vgg11 12 %, chance 10 %)" in text
+    def test_captions_name_the_records(self, several):
+        text = figures.caption("What is drawn.", several[:2], "The one thing to see.")
+        assert text == "*What is drawn.* Records: `cifar10/vgg11`, `cifar10/vgg11-s1`. The one thing to see."
+        assert figures.caption("What is drawn.", several[:1]) == "*What is drawn.* Record: `cifar10/vgg11`."
 
 
 class TestTable2:
     def test_marks_the_impossible_alone(self):
-        html = figures.paper_table2().to_html()
+        html = figures.printed_table2().to_html()
         assert html.count("(not legible)") == 2 and html.count("#f6d5d0") == 1
         [rule] = [line for line in html.replace("{", "\n{").split("\n") if "#T_table2-printed_row" in line][:1]
         assert rule.count("#T_table2-printed_row") == 1
 
-    def test_caption_names_them(self):
-        text = figures.table2_caption()
-        assert text.startswith("2 cells are not legible: optimizer (ResNets, ImageNet), optimizer (CIFAR).")
-        assert "weight decay [50, 100, 130] (CIFAR)" in text
-
     def test_recipes_are_those_that_run(self, record):
-        frame = figures.recipes({"digits10/vgg11": record.experiment}).data
-        assert frame.index.tolist() == [("digits10/vgg11", "train"), ("digits10/vgg11", "finetune")]
-        for stage in ("train", "finetune"):
-            row, recipe = frame.loc[("digits10/vgg11", stage)], getattr(record.experiment, stage)
-            assert (row["epochs"], row["lr"]) == (str(recipe.epochs), f"{recipe.lr:g}")
-            assert row.index.tolist() == list(vars(recipe))
-
-    def test_recipes_show_what_differs_and_say_what_does_not(self, record):
         experiments = {"digits10/vgg11": record.experiment}
-        train, finetune = (vars(getattr(record.experiment, stage)) for stage in ("train", "finetune"))
+        frame, shared = figures.recipe_fields(experiments), figures.shared_fields(experiments)
+        assert frame.index.tolist() == [("digits10/vgg11", "train"), ("digits10/vgg11", "finetune")]
+        for fit in ("train", "finetune"):
+            row, chosen = frame.loc[("digits10/vgg11", fit)], getattr(record.experiment, fit)
+            assert (row["epochs"], row["lr"]) == (str(chosen.epochs), f"{chosen.lr:g}")
+        train, finetune = (vars(getattr(record.experiment, fit)) for fit in ("train", "finetune"))
         same = [name for name in train if train[name] == finetune[name]]
-        assert "momentum" in same and "lr" not in same
-        shown = re.findall(
-            r'<th id="[^"]*" class="col_heading[^>]*>([^<]*)</th>', figures.recipes(experiments).to_html()
-        )
-        assert shown == [name.replace("_", " ") for name in train if name not in same]
-        assert re.findall(r"`(\w+)`", figures.recipes_caption(experiments)) == same
-        assert "`momentum` 0.9" in figures.recipes_caption(experiments)
+        assert shared.columns.tolist() == same and "momentum" in same and "lr" not in same
+        assert frame.columns.tolist() == [name.replace("_", " ") for name in train if name not in same]
+        assert shared["momentum"].tolist() == ["0.9"]
 
     def test_one_recipe_is_shown_whole(self, record):
-        taken = {"taken": replace(record.experiment, train=replace(record.experiment.train, epochs=0))}
-        assert "momentum" in figures.recipes(taken).to_html() and figures.recipes_caption(taken) == ""
+        taken = {"taken": replace(record.experiment, train=Recipe(epochs=0))}
+        assert "momentum" in figures.recipe_fields(taken) and figures.shared_fields(taken).columns.empty
 
     def test_recipes_leave_out_fits_that_are_not_run(self, record):
-        taken = replace(record.experiment, train=replace(record.experiment.train, epochs=0))
-        assert figures.recipes({"taken": taken}).data.index.tolist() == [("taken", "finetune")]
-        neither = replace(taken, finetune=taken.train)
-        assert figures.recipes({"neither": neither}).data.empty
+        taken = replace(record.experiment, train=Recipe(epochs=0))
+        assert figures.recipe_fields({"taken": taken}).index.tolist() == [("taken", "finetune")]
+        neither = {"neither": replace(taken, finetune=taken.train)}
+        assert figures.recipe_fields(neither).empty and figures.shared_fields(neither).empty
 
 
-def test_provenances_are_one_line_a_run(several):
-    frame = figures.provenances(several[:2] + several[5:]).data
+def test_runs_are_one_line_each(several):
+    frame = figures.run_table(several[:2] + several[5:], "runs").data
     assert frame.index.tolist() == [
         "cifar10/vgg11",
         "cifar10/vgg11-s1",
@@ -933,31 +865,41 @@ def test_plan_and_probes_are_those_of_the_record(record):
     ]
 
 
-def test_provenance_names_the_run(record):
-    values = figures.provenance(record).data.iloc[:, 0]
+def test_details_name_the_run(record):
+    values = figures.run_details(record).data.iloc[:, 0]
     assert values["network"] == "vgg11, width 0.125" and values["data set"] == "digits10" and values["seed"] == 0
-    assert values["epochs"] == "4 of training, 2 of fine-tuning"
-    assert values["search"] == "tolerance 1.25 points, joint, on 80 test images"
-    assert values["calibration"] == "150 training images"
-    assert values["date"] == record["made"]["finetune"]["date"]
-    assert values["device"] == record["made"]["train"]["device"]
-    assert values["fitted in"] == "float32"
-    assert f"torch {record['versions']['torch']}" in values["versions"] and "train " in values["seconds"]
+    assert (values["epochs of training"], values["epochs of fine-tuning"]) == (4, 2)
+    assert (values["tolerance"], values["search"]) == ("1.25 points", "joint, forward")
+    assert values["search images"] == "80 test images" and values["calibration images"] == 150
+    assert values["date"] == record.made["finetune"]["date"]
+    assert values["device"] == record.made["train"]["device"]
+    assert values["precision of training"] == "float32"
+    assert f"torch {record.versions['torch']}" in values["versions"] and "train " in values["seconds"]
 
 
-def test_epochs_that_do_not_say_in_which_arithmetic_are_not_guessed_at(record):
-    first, *rest = record["history"]["train"]
+def test_precision_that_is_not_recorded_is_not_guessed(record):
+    first, *rest = record.history["train"]
     older = {name: value for name, value in first.items() if name != "precision"}
     mixed = altered(record, history__train=[older, *rest])
-    assert figures.provenance(mixed).data.iloc[:, 0]["fitted in"] == "float32, not noted"
+    assert figures.run_details(mixed).data.iloc[:, 0]["precision of training"] == "float32, not recorded"
     unfitted = altered(record, history={"train": [], "finetune": [], "baseline": []})
-    assert figures.provenance(unfitted).data.iloc[:, 0]["fitted in"] == "–"
+    assert figures.run_details(unfitted).data.iloc[:, 0]["precision of training"] == "–"
 
 
-def test_provenance_is_the_same_page_each_time(record):
-    html = figures.provenance(record).to_html()
-    assert html == figures.provenance(record).to_html()
-    assert "150 training images" in html
+def test_commits_say_whether_the_tree_was_clean(record):
+    def commit(*made):
+        stages = dict(zip(record.made, made))
+        return figures.run_details(replace(record, made=record.made | stages)).data.iloc[:, 0]["commit"]
+
+    stage = record.made["train"] | dict(commit="0123abc", clean=True)
+    older = {name: value for name, value in stage.items() if name in ("device", "date", "code")}
+    assert commit(*[older] * len(record.made)) == "not recorded"
+    assert commit(*[stage] * len(record.made)) == "0123abc"
+    assert commit(stage, *[stage | dict(clean=False)] * (len(record.made) - 1)) == "0123abc, 0123abc with changes"
+
+
+def test_details_are_the_same_page_each_time(record):
+    assert figures.run_details(record).to_html() == figures.run_details(record).to_html()
 
 
 def test_figures_do_not_restyle_the_reader_s(record):

@@ -184,16 +184,16 @@ class TestExperiment:
             read_weights(tmp_path / "run" / "original.safetensors"),
         )
         assert all(taken[name].equal(published[name]) for name in published | taken)
-        assert len(record.plan.layers) == 26 and record.plan.total == 10 and record["calibration_images"] == 30
+        assert len(record.plan.layers) == 26 and record.plan.total == 10 and record.calibration_images == 30
         network = create("torchvision/squeezenet1_1", CLASSES)
-        assert record["cost"]["original"]["macs"] == count_cost(network, (3, 48, 48)).macs
-        table = figures.table1([record])
+        assert record.cost.original.macs == count_cost(network, (3, 48, 48)).macs
+        table = figures.measured_table(1, [record])
         assert table[["fine-tuned %", "change"]].isna().all(axis=None)
         assert table.loc[("imagenet-1k", "torchvision/squeezenet1_1", "measured"), "projected %"] >= 0
         cached.unlink()  # the rest of a run needs no download
         (tmp_path / "run" / "decompose.json").unlink()
         again = run(experiment, tmp_path / "run", "cpu", progress=False)
-        assert again["accuracy"] == record["accuracy"] and not cached.exists()
+        assert again.accuracy == record.accuracy and not cached.exists()
 
     def test_cannot_be_the_start_of_another_experiment(self, experiment):
         """The images would be preprocessed for other weights."""

@@ -10,7 +10,6 @@ from urank.files import read_weights
 from urank.reproduction import profiles
 from urank.reproduction.experiment import as_json, fresh_network
 from urank.reproduction.profiles import folder_of, load_profile, recorded, reproduce, runs_folder
-from urank.reproduction.record import Record
 from urank.reproduction.run_folder import calibrated_grams
 
 NAMES = sorted(path.stem for path in profiles.PROFILES.glob("*.yaml"))
@@ -223,7 +222,7 @@ class TestRuns:
     def test_leave_a_network_and_its_gram_matrices(self, mine, runs):
         folder, record = finished()
         network, grams = profiles.trained_network("mine", record), profiles.calibrated_grams("mine", record)
-        assert count_cost(network).params == record["cost"]["original"]["params"]
+        assert count_cost(network).params == record.cost.original.params
         assert list(grams) == [entry.layer for entry in record.plan.layers]
         for layer, gram in calibrated_grams(folder).items():
             assert grams[layer].equal(gram) and gram.shape == (record.plan[layer].d,) * 2
@@ -260,10 +259,10 @@ class TestRecorded:
         monkeypatch.setattr(profiles, "RECORDS", tmp_path)
         names = [("cifar10", "resnet18"), ("cifar10", "resnet101"), ("cifar10", "vgg11"), ("cifar100", "resnet18")]
         for dataset, network in names[::-1]:
-            experiment = finished()[1]["experiment"] | dict(dataset=dataset, network=network, data={}, sweep=[])
-            Record(finished()[1].content | dict(experiment=experiment)).save(tmp_path / dataset / f"{network}.json")
-        experiments = [record["experiment"] for record in recorded()]
-        assert [(one["dataset"], one["network"]) for one in experiments] == names
+            experiment = replace(TINY, dataset=dataset, network=network, data={}, sweep=())
+            replace(finished()[1], experiment=experiment).save(tmp_path / dataset / f"{network}.json")
+        experiments = [record.experiment for record in recorded()]
+        assert [(one.dataset, one.network) for one in experiments] == names
 
     def test_damaged_ones_are_named(self, kept):
         (kept / "cifar10" / "vgg13.json").write_text("{")

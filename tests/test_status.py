@@ -1,25 +1,23 @@
-import copy
+from dataclasses import replace
 
 import pytest
-from conftest import finished
+from conftest import TINY, finished
 
 from urank.reproduction import status
-from urank.reproduction.record import Record
+from urank.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def record():
     """The tiny record in the place of the paper's VGG11 on CIFAR-10."""
-    content = copy.deepcopy(finished()[1].content)
-    content["experiment"] |= dict(dataset="cifar10", data={}, width=1.0, seed=0)
-    return Record(content)
+    return replace(finished()[1], experiment=replace(TINY, dataset="cifar10", data={}, width=1.0))
 
 
-def seeded(record, seed, original, **experiment):
-    content = copy.deepcopy(record.content)
-    content["experiment"] |= dict(seed=seed) | experiment
-    content["accuracy"] |= dict(original=original, finetuned=original + 1)
-    return Record(content)
+def seeded(record, seed, original, **settings):
+    """The record with another seed, settings and accuracy, one point more after fine-tuning."""
+    experiment = replace(record.experiment, seed=seed, sweep=(), **settings)
+    accuracy = replace(record.accuracy, original=original, finetuned=original + 1)
+    return replace(record, experiment=experiment, accuracy=accuracy)
 
 
 def rows(frame, item):
@@ -47,7 +45,7 @@ def test_of_one_record(record):
     assert (frame["difference"] == frame["ours"] - frame["paper"]).all()
     assert frame["spread"].isna().all() and (frame["runs"] == 1).all()
     assert (frame["page"] == "table3_cifar").all()
-    assert set(frame["date"]) == {record["made"]["finetune"]["date"]}
+    assert set(frame["date"]) == {record.made["finetune"]["date"]}
     assert frame.loc["original %", "verdict"] == frame.loc["change", "verdict"] == "green"
 
 
@@ -71,11 +69,12 @@ def test_another_network_than_the_paper_s_is_not_compared(record, other):
 
 
 def test_table_5_is_one_network_at_several_tolerances(record):
-    place = dict(dataset="imagenet-1k", network="torchvision/vit_b_16", tolerance=0.1, pretrained="V1")
-    taken = record["experiment"]["train"] | dict(epochs=0)
+    weights = ("IMAGENET1K_V1", "IMAGENET1K_SWAG_LINEAR_V1")
+    place = dict(dataset="imagenet-1k", network="torchvision/vit_b_16", tolerance=0.1, pretrained=weights[0])
+    taken = Recipe(epochs=0)
     plain = seeded(record, 0, 80.0, **place, train=taken)
     others = [
-        seeded(record, 0, 60.0, **place | dict(pretrained="SWAG"), train=taken, variant="linear-probe"),
+        seeded(record, 0, 60.0, **place | dict(pretrained=weights[1]), train=taken, variant="linear-probe"),
         seeded(record, 0, 80.0, **place, train=taken, variant="isolated", mode="isolated"),
     ]
     strict = seeded(record, 0, 80.0, **place | dict(tolerance=0.01), train=taken, variant="eps")
@@ -86,8 +85,7 @@ def test_table_5_is_one_network_at_several_tolerances(record):
 
 
 def test_what_was_not_fine_tuned_is_said_to_be_missing(record):
-    recipe = record["experiment"]["finetune"] | dict(epochs=0)
-    frame = status.table([seeded(record, 0, 91.0, finetune=recipe)])
+    frame = status.table([seeded(record, 0, 91.0, finetune=Recipe(epochs=0))])
     assert "change" not in rows(frame, "Table 3: VGG11, cifar10").index
     [missing] = frame[frame["item"] == "Table 3: VGG11, cifar10, change"].to_dict("records")
     assert missing["verdict"] == "not run" and missing["needs"].startswith("fine-tuning: a GPU")
@@ -95,13 +93,13 @@ def test_what_was_not_fine_tuned_is_said_to_be_missing(record):
 
 def test_figure_1_is_the_least_energy_that_is_enough(record):
     lost = [9, 9, 9, 1, 0] + [0] * 9  # one of 80 images is the tolerance
-    sweep = [row for row in record["sweep"] if row["layer"] == "features.8"]
-    sweep = [row | dict(correct=record.plan.correct - images) for row, images in zip(sweep, lost, strict=True)]
-    frame = status.table([Record(record.content | dict(sweep=sweep))])
+    sweep = [row for row in record.sweep if row.layer == "features.8"]
+    kept = [replace(row, correct=record.plan.correct - images) for row, images in zip(sweep, lost, strict=True)]
+    frame = status.table([replace(record, sweep=tuple(kept))])
     [row] = frame[frame["item"].str.startswith("Figure 1")].to_dict("records")
     assert (row["paper"], row["ours"], row["verdict"]) == (80, 60, "amber")
-    nothing = [row | dict(correct=0) for row in sweep]
-    assert status.enough(Record(record.content | dict(sweep=nothing))) == 100
+    nothing = replace(record, sweep=tuple(replace(row, correct=0) for row in sweep))
+    assert status.smallest_sufficient_energy(nothing) == 100
 
 
 def test_figure_2_is_the_layer_of_the_largest_rank(record):
@@ -111,14 +109,18 @@ def test_figure_2_is_the_layer_of_the_largest_rank(record):
     assert row["ours"] == 1 + ranks.index(max(ranks)) and row["paper"] == "4 to 6"
 
 
-def test_summary_counts_the_changes_of_the_other_sign(record):
+def test_counts_are_of_each_quantity(record):
     gains = seeded(record, 0, 91.0)
     losses = seeded(record, 0, 60.0, dataset="cifar100")
-    losses.content["accuracy"]["finetuned"] = 59.5
-    text = status.summary(status.table([gains, losses]))
-    assert "Of 2 changes of accuracy by splitting and fine-tuning, **1** have the other sign than the paper's" in text
-    assert "-0.50 to -0.50 points where the paper prints +" in text
-    assert "other sign" not in status.summary(status.table([gains]))
+    losses = replace(losses, accuracy=replace(losses.accuracy, finetuned=59.5))
+    frame = status.table([gains, losses])
+    counts = status.counts(frame)
+    assert counts.loc["change", ["numbers", "opposite sign", "rows"]].tolist() == [2, 1, 2]
+    measured = (frame["verdict"] != "not run").sum()
+    assert counts.loc["all", ["numbers", "rows not run"]].tolist() == [measured, len(frame) - measured]
+    assert (counts[["green", "amber", "red"]].sum(axis=1) == counts["numbers"]).all()
+    assert status.summary(frame).startswith(f"{measured} numbers measured: ")
+    assert status.counts(status.table([gains])).loc["change", "opposite sign"] == 0
 
 
 @pytest.mark.parametrize(
@@ -135,19 +137,14 @@ def test_verdict_follows_the_margins(quantity, difference, expected):
 
 def test_a_new_record_names_those_it_leaves_behind(record):
     """As after a run of more epochs: another seed of the former recipe, and a search of the former weights."""
-    former, searched = (seeded(record, seed, 91.0, variant=variant) for seed, variant in [(2, ""), (0, "isolated")])
-    former.content["experiment"]["train"]["epochs"] += 1
-    searched.content["experiment"] |= dict(start="cifar10/vgg11", train=record["experiment"]["train"] | dict(epochs=0))
-    searched.content["weights"] = "others"
-    committed = [record, seeded(record, 1, 90.0), former, searched]
+    longer = replace(record.experiment.train, epochs=9)
+    former = seeded(record, 2, 91.0, train=longer)
+    searched = seeded(record, 0, 91.0, variant="isolated", start="cifar10/vgg11", train=Recipe(epochs=0))
+    other = replace(searched, weights="others")
+    committed = [record, seeded(record, 1, 90.0), former, other]
     notes = status.outdated("cifar10/vgg11", committed)
-    assert [note.partition(" was run ")[0].partition(" is of ")[0] for note in notes] == [
-        "cifar10/vgg11-s2",
-        "cifar10/vgg11@isolated",
-    ]
-    searched.content["weights"] = record["weights"]
-    committed.remove(former)
-    assert status.outdated("cifar10/vgg11", committed) == []
+    assert [note.partition(" has other ")[0] for note in notes] == ["cifar10/vgg11-s2", "cifar10/vgg11@isolated"]
+    assert status.outdated("cifar10/vgg11", [record, seeded(record, 1, 90.0), searched]) == []
 
 
 def test_pages_are_the_same_each_time(record):
@@ -155,4 +152,3 @@ def test_pages_are_the_same_each_time(record):
     for draw in (status.style, status.style_missing):
         assert draw(frame).to_html() == draw(frame).to_html()
     assert '<a href="table3_cifar.html">Table 3: VGG11, cifar10</a>' in status.style(frame).to_html()
-    assert "rows are not run" in status.summary(frame)

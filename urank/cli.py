@@ -178,8 +178,8 @@ def compare(
 
 def provenance_line(record: Record) -> str:
     """Return one line that says how probes were decided and which code computed the record."""
-    plan, commits = record.plan, {made.get("commit") or NOT_RECORDED for made in record["made"].values()}
-    clean = {made.get("clean") for made in record["made"].values()}
+    plan, commits = record.plan, {made.get("commit") or NOT_RECORDED for made in record.made.values()}
+    clean = {made.get("clean") for made in record.made.values()}
     tree = "clean tree" if clean == {True} else "modified tree" if False in clean else f"tree {NOT_RECORDED}"
     return (
         f"probes: {plan.evaluation}, images in {plan.precision}, urank {plan.version}; "
@@ -189,10 +189,10 @@ def provenance_line(record: Record) -> str:
 
 def summary(name: str, record: Record) -> str:
     """Return one line with the accuracies, MLU and savings of a record."""
-    accuracy = record["accuracy"]
-    finetuned = f"-> {accuracy['finetuned']:.2f} % fine-tuned" if record.finetuned else "(not fine-tuned)"
+    accuracy = record.accuracy
+    finetuned = f"-> {accuracy.finetuned:.2f} % fine-tuned" if record.finetuned else "(not fine-tuned)"
     return (
-        f"{name}: {accuracy['original']:.2f} % -> {accuracy['decomposed']:.2f} % decomposed "
+        f"{name}: {accuracy.original:.2f} % -> {accuracy.decomposed:.2f} % decomposed "
         f"{finetuned}; "
         f"MLU {100 * record.plan.mlu:.1f} % (W: {100 * record.plan.weight_mlu:.1f} %); "
         f"params x {record.params_ratio:.2f}, MACs x {record.macs_ratio:.2f}"

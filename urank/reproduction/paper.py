@@ -1,7 +1,7 @@
-"""What the papers print, as DataFrames; the numbers are in `data/paper/*.csv`, with what was inferred marked so.
+"""The numbers that the papers print, as DataFrames read from `data/paper/*.csv`.
 
-Accuracies and MLU are in percent, ratios are shares. `network` and `dataset` are the names that this project has for
-the networks and data sets.
+Accuracies and MLU are in percent, ratios are shares. `network` and `dataset` are this project's names; `delta` is the
+printed change of accuracy.
 """
 
 from functools import cache
@@ -17,13 +17,15 @@ from urank.reproduction.paths import PAPER
 
 # Table 4's rows by the variants that this project gives its experiments; "" is a network trained from scratch.
 PRETRAINING = {"ViTB16 - scratch": "", "ViTB16, FT, Lin": "linear-probe", "ViTB16, FT, E2E": "end-to-end"}
+# The columns of Table 2, inferred from the recipes: the printed heads are not legible.
+RECIPES = ("transformers, ImageNet", "ResNets, ImageNet", "CIFAR")
 # Side in pixels of the images the paper's networks are given; 384 is that of the published end-to-end weights.
 SIDES = {"cifar10": 32, "cifar100": 32, "ViTB16, FT, E2E": 384}
 ENOUGH = 80.0  # percent of the input energy that suffices for the layer of Figure 1(b)
 
 
 def table(name: str) -> pd.DataFrame:
-    """The file data/paper/`name`.csv.
+    """Read data/paper/`name`.csv.
 
     Raises:
         FileNotFoundError: the package was installed without the repository's data folder.
@@ -35,49 +37,50 @@ def table(name: str) -> pd.DataFrame:
 
 
 def table1() -> pd.DataFrame:
-    """Table 1 (section 3.1): ViT, DeiT, Swin and ResNet on ImageNet."""
-    return named(table("table1_imagenet"))
+    """Return Table 1 (section 3.1): ViT, DeiT, Swin and ResNet on ImageNet; `baseline_top1` is printed for DeiT."""
+    return named(table("table1_imagenet")).rename(columns={"original_top1_finetuned": "baseline_top1"})
 
 
 def table2() -> pd.DataFrame:
-    """Table 2 (section 5.4): the printed grid, one row a hyperparameter; "" where a cell is not legible."""
+    """Return Table 2 (section 5.4), one row per hyperparameter; "" where a cell is not legible."""
     printed = table("table2_hyperparameters").iloc[1:7].set_index("hyperparameter").drop(columns="notes").fillna("NA")
+    printed = printed.set_axis(list(RECIPES), axis="columns")
     return printed.mask(printed.apply(lambda column: column.str.startswith("stripped")), "")
 
 
 def table3() -> pd.DataFrame:
-    """Table 3 (section 5.5): VGG and ResNet on CIFAR-10 and CIFAR-100."""
+    """Return Table 3 (section 5.5): VGG and ResNet on CIFAR-10 and CIFAR-100."""
     return named(table("table3_cifar"))
 
 
 def table4() -> pd.DataFrame:
-    """Table 4 (section 3.5): ViT-B/16 from scratch and pretrained; `variant` says how."""
+    """Return Table 4 (section 3.5): ViT-B/16 from scratch and pretrained; `variant` says how."""
     printed = named(table("table4_pretraining"))
     return printed.assign(variant=printed["model"].map(PRETRAINING))
 
 
 def table5() -> pd.DataFrame:
-    """Table 5 (section 3.4): ViT-B/16 at four tolerances, in accuracy points; the original network's row left out."""
+    """Return Table 5 (section 3.4): ViT-B/16 at four tolerances in accuracy points, without the original's row."""
     printed = table("table5_epsilon")
     original = printed.iloc[0]
     rows = named(printed.iloc[1:].rename(columns={"top1": "decomposed_top1"}))
     before = dict(original_top1=original["top1"], original_mlu=original["mlu"])
     change = (rows["decomposed_top1"] - original["top1"]).round(1)
-    return rows.assign(tolerance=rows["epsilon_pct"].astype(float), delta_printed=change, **before)
+    return rows.assign(tolerance=rows["epsilon_pct"].astype(float), delta=change, **before)
 
 
 def named(printed: pd.DataFrame) -> pd.DataFrame:
-    """The rows with this project's names of their networks and data sets."""
-    keys = zip(printed["model"], printed["dataset"])
-    networks = [NETWORKS[key].name for key in keys]
-    return printed.assign(network=networks, dataset=printed["dataset"].str.lower())
+    """Return the rows with this project's names of networks and data sets."""
+    networks = [NETWORKS[key].name for key in zip(printed["model"], printed["dataset"])]
+    named = printed.assign(network=networks, dataset=printed["dataset"].str.lower())
+    return named.rename(columns={"delta_printed": "delta"})
 
 
 def tradeoff(printed: pd.DataFrame) -> pd.DataFrame:
-    """Before and after of each row of `printed`, as Figure 3 draws them.
+    """Return each row of `printed` before and after, as Figure 3 draws them.
 
-    The paper prints shares; the original's parameters and MACs are those of the network it names (or, for its CIFAR
-    ResNets, most likely means), counted here.
+    The paper prints shares. The parameters and MACs of the originals are counted on the networks that it names; its
+    CIFAR ResNets are read as in Table 3's page.
 
     Returns:
         `network`, `dataset`, `original_params`, `original_macs`, `original_top1`, and the same of `compact_`.
@@ -96,19 +99,19 @@ def tradeoff(printed: pd.DataFrame) -> pd.DataFrame:
 
 
 def side(model: str, dataset: str) -> int:
-    """How many pixels a side the images of a row have, by its printed name and its data set."""
+    """Return the side in pixels of the images of a row, by its printed name and data set."""
     return SIDES.get(model, SIDES.get(dataset, 224))
 
 
 @cache
 def original_cost(network: str, dataset: str, side: int) -> Cost:
-    """Parameters and MACs an image of a network of the paper, on images of `side` x `side` pixels."""
+    """Count parameters and MACs per image of one of the paper's networks, on images of `side` x `side` pixels."""
     return count_cost(original_network(network, dataset, side), (3, side, side))
 
 
 @cache
 def original_network(network: str, dataset: str, side: int) -> nn.Module:
-    """A network of the paper for images of `side` x `side` pixels, on the meta device: shapes and no numbers."""
+    """Build one of the paper's networks for images of `side` x `side` pixels on the meta device: shapes, no weights."""
     classes = {"cifar10": 10, "cifar100": 100}.get(dataset, 1000)
     library = network.partition("/")[0]
     size = {"torchvision": "image_size", "timm": "img_size"}.get(library)

@@ -198,7 +198,7 @@ def trained_network(profile: str, record: Record) -> nn.Module:
         ValueError: the network in the run's folder is not that of the record.
     """
     folder = folder_of(profile, record.experiment.name)
-    if file_digest(folder / "original.safetensors") != record["weights"]:
+    if file_digest(folder / "original.safetensors") != record.weights:
         raise ValueError(f"{folder}: its network is not the one of the record; run `urank reproduce` again")
     return run_folder.original_network(record.experiment, folder)
 

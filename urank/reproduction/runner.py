@@ -62,7 +62,8 @@ def run(
             delete_unfinished(folder)
         run = RunFolder(experiment, folder, pick_device(device), progress, weights, deadline)
         stages = {name: run.stage(name, STAGES[name]) for name in stages_of(experiment)}
-        record = Record(assemble(experiment, stages) | dict(weights=file_digest(folder / "original.safetensors")))
+        weights_digest = file_digest(folder / "original.safetensors")
+        record = Record.from_dict(assemble(experiment, stages) | dict(weights=weights_digest))
         record.save(folder / "record.json")
     return record
 

@@ -1,11 +1,11 @@
-"""Multiply-accumulate operations of a vision transformer in closed form, and what counters make of them.
+"""Multiply-accumulate operations of a vision transformer in closed form, and what profilers count of them.
 
-For n tokens of width d, L blocks, an MLP of 4 d and patches of 3 x p x p pixels,
+For n tokens of width d, L blocks, an MLP of width 4 d and patches of 3 x p x p pixels,
 
     patches  (n - 1) 3 p^2 d        QKV  3 L n d^2        attention  2 L n^2 d
     output   L n d^2                MLP  8 L n d^2        head       d classes.
 
-Attention is Q K^T and the product with V: it has no weights, and no factorization makes it cheaper.
+Attention is Q K^T and the product with V. It has no weights, so factorization does not make it cheaper.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from torch import nn
 from urank.reproduction import paper
 from urank.reproduction.figures.style import styled
 
-HIDDEN = ("qkv", "attention")  # what a profiler misses that looks at called layers, or does not see into attention
+HIDDEN = ("qkv", "attention")  # missed by a profiler that counts called layers only
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """The sizes on which a vision transformer's cost depends."""
+    """The sizes that determine a vision transformer's cost."""
 
     side: int
     patch: int
@@ -32,12 +32,12 @@ class Transformer:
 
     @property
     def tokens(self) -> int:
-        """Patches of the image, and the class token."""
+        """Number of patches of the image, plus the class token."""
         return (self.side // self.patch) ** 2 + 1
 
     @classmethod
     def of(cls, network: nn.Module) -> "Transformer":
-        """The sizes of a torchvision `VisionTransformer`."""
+        """Return the sizes of a torchvision `VisionTransformer`."""
         return cls(
             side=network.image_size,
             patch=network.patch_size,
@@ -48,7 +48,11 @@ class Transformer:
 
 
 def macs(sizes: Transformer) -> dict[str, int]:
-    """MACs for one image, part by part."""
+    """Return the MACs for one image by part.
+
+    >>> sum(macs(Transformer(side=224, patch=16, width=768, depth=12)).values())
+    17563828224
+    """
     n, d, blocks = sizes.tokens, sizes.width, sizes.depth
     return dict(
         patches=(n - 1) * 3 * sizes.patch**2 * d,
@@ -61,7 +65,7 @@ def macs(sizes: Transformer) -> dict[str, int]:
 
 
 def weights(sizes: Transformer) -> dict[str, int]:
-    """Entries of the weight matrices, part by part; attention itself has none."""
+    """Return the entries of the weight matrices by part; attention itself has none."""
     d, blocks = sizes.width, sizes.depth
     return dict(
         patches=3 * sizes.patch**2 * d,
@@ -73,7 +77,7 @@ def weights(sizes: Transformer) -> dict[str, int]:
 
 
 def other_parameters(sizes: Transformer) -> int:
-    """Parameters in no weight matrix: biases, norms, the class token and the positions."""
+    """Return the parameters outside weight matrices: biases, norms, the class token and the positions."""
     d, blocks = sizes.width, sizes.depth
     biases = d + blocks * (3 + 1 + 4 + 1) * d + sizes.classes
     norms = (2 * blocks + 1) * 2 * d
@@ -81,10 +85,10 @@ def other_parameters(sizes: Transformer) -> int:
 
 
 def implied_ratio(sizes: Transformer, params_ratio: float, hidden: tuple[str, ...] = ()) -> float:
-    """The share of MACs that a share of parameters implies, if every weight matrix shrinks by one factor.
+    """Return the share of MACs that a share of parameters implies if every weight matrix shrinks by one factor.
 
     Args:
-        hidden: parts that the count of the factored network leaves out; the original's is complete.
+        hidden: parts missing from the count of the factored network; the count of the original is complete.
     """
     matrices, rest = sum(weights(sizes).values()), other_parameters(sizes)
     factor = (params_ratio * (matrices + rest) - rest) / matrices
@@ -94,10 +98,10 @@ def implied_ratio(sizes: Transformer, params_ratio: float, hidden: tuple[str, ..
 
 
 def flops_column() -> pd.DataFrame:
-    """The FLOPs column of every plain vision transformer in Tables 1, 4 and 5, recomputed from its params column.
+    """Return the FLOPs column of the plain vision transformers in Tables 1, 4 and 5, recomputed from the params column.
 
     Returns:
-        `printed`; `implied` by the share of parameters if all matrices shrink by one factor; `hidden`, the same where
+        `printed`; `implied` by the share of parameters if all matrices shrink by one factor; `hidden`, the same if
         the factored network is counted without QKV and attention (nan for timm, whose QKV is a plain layer).
     """
     once = paper.table4().query("variant != ''"), paper.table5().query("tolerance != 0.1")  # these are in Table 1
@@ -117,7 +121,7 @@ def flops_column() -> pd.DataFrame:
 
 
 def transformer(name: str, side: int) -> Transformer:
-    """The sizes of one of the paper's vision transformers, on images of `side` x `side` pixels."""
+    """Return the sizes of one of the paper's vision transformers, on images of `side` x `side` pixels."""
     network = paper.original_network(name, "imagenet-1k", side)
     if name.startswith("torchvision/"):
         return Transformer.of(network)
@@ -125,13 +129,13 @@ def transformer(name: str, side: int) -> Transformer:
 
 
 def seen(sizes: Transformer) -> float:
-    """The share of the MACs that a profiler finds which sees neither QKV nor attention."""
+    """Return the share of the MACs that a profiler counts that misses QKV and attention."""
     parts = macs(sizes)
     return 1 - sum(parts[part] for part in HIDDEN) / sum(parts.values())
 
 
 def parts_table(sizes: Transformer) -> Styler:
-    """MACs and weights, part by part, as a page shows them."""
+    """Return MACs and weights by part, as a page shows them."""
     frame = pd.DataFrame({"MACs": macs(sizes), "weights": weights(sizes)})
     frame["share of MACs"] = frame["MACs"] / frame["MACs"].sum()
     return styled(frame, "parts", {"MACs": "{:,.0f}", "weights": "{:,.0f}", "share of MACs": "{:.1%}"})

@@ -1,123 +1,43 @@
-"""One function a figure or table, each drawn from a record's plain data."""
+"""Figures and tables of the book, each drawn from records."""
 
-from urank.reproduction.figures.captions import table1_caption, table3_caption, table4_caption, table5_caption
-from urank.reproduction.figures.finetuning import finetuning_caption, finetuning_table, style_finetuning
-from urank.reproduction.figures.measured_vs_printed import deviation, deviation_caption
-from urank.reproduction.figures.protocol import protocol_caption, protocol_table, style_protocol
-from urank.reproduction.figures.recipes import paper_table2, recipes, recipes_caption, table2_caption
-from urank.reproduction.figures.repetition import repetition_caption, repetition_table, style_repetition
-from urank.reproduction.figures.selection import (
-    compared,
-    comparisons,
-    complexities,
-    drawn_alone,
-    families,
-    finetunings,
-    plain,
-    pretrainings,
-    protocols,
-    repeated,
-    tolerances,
-    trainings,
+# ruff: noqa: F401
+from urank.reproduction.figures.deviation import deviation, deviation_table
+from urank.reproduction.figures.groups import (
+    base_records,
+    differing_in_dataset,
+    differing_in_finetuning,
+    differing_in_search,
+    differing_in_seed,
+    differing_in_size,
+    differing_in_tolerance,
+    differing_in_training,
+    differing_in_weights,
+    figure2_panels,
+    in_no_panel,
     without_variants,
 )
-from urank.reproduction.figures.snapshot import snapshot, snapshot_caption
+from urank.reproduction.figures.recipes import numbers, printed_table2, recipe_fields, shared_fields
+from urank.reproduction.figures.runs import plan_table, probes_table, run_details, run_table
+from urank.reproduction.figures.snapshot import peak_table, snapshot
 from urank.reproduction.figures.spectra import (
     cumulative,
     energy_sweep,
+    evenly_spaced,
     spectra,
-    spectra_caption,
-    spread,
-    sweep_caption,
+    spectra_table,
+    sweep_table,
     utilization_bars,
 )
-from urank.reproduction.figures.speedup import speedup_caption, speedup_table, style_speedup
-from urank.reproduction.figures.style import styled
-from urank.reproduction.figures.tables import (
-    measured_row,
-    paper_table1,
-    paper_table3,
-    paper_table4,
-    paper_table5,
-    plan_table,
-    probes_table,
-    provenance,
-    provenances,
-    style_table,
-    table1,
-    table3,
-    table4,
-    table5,
+from urank.reproduction.figures.style import EXACT, caption, styled
+from urank.reproduction.figures.tables import measured_row, measured_table, printed_table
+from urank.reproduction.figures.tradeoff import by_dataset, change_table, measured_points, printed_for, tradeoff
+from urank.reproduction.figures.variations import (
+    faster_counts,
+    recipe_table,
+    search_table,
+    seed_table,
+    size_table,
+    speed_table,
+    styled_seeds,
+    throughput_table,
 )
-from urank.reproduction.figures.tradeoff import beside, by_dataset, measured_points, tradeoff, tradeoff_caption
-from urank.reproduction.figures.trained import style_training, training_caption, training_table
-
-__all__ = [
-    "beside",
-    "by_dataset",
-    "compared",
-    "comparisons",
-    "complexities",
-    "cumulative",
-    "deviation",
-    "deviation_caption",
-    "drawn_alone",
-    "energy_sweep",
-    "families",
-    "finetuning_caption",
-    "finetuning_table",
-    "finetunings",
-    "measured_points",
-    "measured_row",
-    "paper_table1",
-    "paper_table2",
-    "paper_table3",
-    "paper_table4",
-    "paper_table5",
-    "plain",
-    "plan_table",
-    "pretrainings",
-    "probes_table",
-    "protocol_caption",
-    "protocol_table",
-    "protocols",
-    "provenance",
-    "provenances",
-    "recipes",
-    "recipes_caption",
-    "repeated",
-    "repetition_caption",
-    "repetition_table",
-    "snapshot",
-    "snapshot_caption",
-    "spectra",
-    "spectra_caption",
-    "speedup_caption",
-    "speedup_table",
-    "spread",
-    "style_finetuning",
-    "style_protocol",
-    "style_repetition",
-    "style_speedup",
-    "style_table",
-    "style_training",
-    "styled",
-    "sweep_caption",
-    "table1",
-    "table1_caption",
-    "table2_caption",
-    "table3",
-    "table3_caption",
-    "table4",
-    "table4_caption",
-    "table5",
-    "table5_caption",
-    "tolerances",
-    "tradeoff",
-    "tradeoff_caption",
-    "training_caption",
-    "training_table",
-    "trainings",
-    "utilization_bars",
-    "without_variants",
-]

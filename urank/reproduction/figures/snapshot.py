@@ -1,23 +1,24 @@
-"""Figure 2: the rank of every layer's W and W' over the depth of a network."""
+"""Figure 2: the rank of W and of W' in every layer, over the depth of a network."""
 
 from collections.abc import Sequence
 from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from urank.reproduction.figures.selection import common, label, variant
+from urank.reproduction.figures.groups import label, training_epochs, variant
 from urank.reproduction.figures.style import COLORS, STYLE, closed, millions
 from urank.reproduction.figures.tables import printed_row
 from urank.reproduction.record import Record
 
 
 def snapshot(records: Sequence[Record], title: str = "") -> Figure:
-    """One panel of Figure 2: rank of W (dotted) and of W' (solid), layer by layer.
+    """Draw one panel of Figure 2: rank of W (dotted) and of W' (solid), layer by layer.
 
-    Brackets, as in the paper: parameters and accuracy of the original network and of the compact one, after fine-tuning
-    where every network was fine-tuned and else before it.
+    Brackets, as in the paper: parameters and accuracy of the original and of the compact network. The latter accuracy
+    is after fine-tuning if every network was fine-tuned, otherwise before it.
 
     Raises:
         ValueError: no record.
@@ -42,60 +43,43 @@ def snapshot(records: Sequence[Record], title: str = "") -> Figure:
 
 
 def bracket(record: Record, stage: str) -> str:
-    """(parameters, accuracy) of the original, then of the compact network at this stage."""
-    cost, accuracy = record["cost"], record["accuracy"]
-    ends = zip((cost["original"], cost["compact"]), (accuracy["original"], accuracy[stage]))
-    return " → ".join(f"({millions(end['params'])}, {top1:.1f} %)" for end, top1 in ends)
+    """Return (parameters, accuracy) of the original, then of the compact network at this stage."""
+    cost, accuracy = record.cost, record.accuracy
+    ends = zip((cost.original, cost.compact), (accuracy.original, getattr(accuracy, stage)))
+    return " → ".join(f"({millions(end.params)}, {top1:.1f} %)" for end, top1 in ends)
 
 
-def snapshot_caption(records: Sequence[Record]) -> str:
-    """What the panel says, in one paragraph of Markdown: where the rank peaks, and the MLU."""
-    if len(records) == 1:
-        return f"**{common(records)}.** The {peak(records[0])}."
-    peaks = "; ".join(f"{label(record, records)}: the {peak(record)}" for record in records)
-    return f"**{common(records)}.** {peaks}. {contrast(records)}"
+def peak_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return where the utilized rank of each network is largest, and its MLU, beside the paper's MLU.
+
+    Returns:
+        Indexed by label: `peak` counts layers from 1; `rank` there, `of` min(d, m); `MLU − largest` in points, of the
+        networks shown, and the same of the paper's for its networks.
+    """
+    frame = pd.DataFrame([peak_row(record) for record in records], index=[label(record, records) for record in records])
+    for name in ("MLU", "paper's MLU"):
+        below = frame[f"{name} %"] - frame[f"{name} %"].iloc[frame["MLU %"].argmax()]
+        frame.insert(frame.columns.get_loc(f"{name} %") + 1, f"{name} − largest", below)
+    known = frame["paper's MLU %"].notna().sum() > 1
+    return frame if known else frame.drop(columns=["paper's MLU %", "paper's MLU − largest"])
 
 
-def contrast(records: Sequence[Record]) -> str:
-    """How far apart the MLUs are, the paper's where it has both, and whether the networks were trained as long."""
-    most, least = (choose(records, key=lambda record: record.plan.mlu) for choose in (max, min))
-    apart = f"{100 * (most.plan.mlu - least.plan.mlu):.1f} points"
-    return (
-        f"The MLU of **{label(most, records)}** is {'the largest, ' if len(records) > 2 else ''}{apart} above that of "
-        f"**{label(least, records)}**{papers_contrast(most, least)}.{trained_otherwise(most, least)}"
-    )
-
-
-def papers_contrast(most: Record, least: Record) -> str:
-    """The same difference as the paper prints it, in brackets; "" where it lacks one of the two."""
-    printed = [printed_row(record) for record in (most, least) if not variant(record)]
-    if len(printed) < 2 or any(row is None for row in printed):
-        return ""
-    return f" (the paper's: {printed[0]['mlu'] - printed[1]['mlu']:+.0f})"
-
-
-def trained_otherwise(most: Record, least: Record) -> str:
-    """A warning where two networks from scratch were trained for different numbers of epochs."""
-    if variant(most) or variant(least):
-        return ""
-    lengths = [record["experiment"]["train"]["epochs"] for record in (most, least)]
-    if lengths[0] == lengths[1]:
-        return ""
-    return f" The former was trained for {lengths[0]} epochs, the latter for {lengths[1]}."
-
-
-def peak(record: Record) -> str:
-    """Where the utilized rank is largest, and the MLU, in words."""
+def peak_row(record: Record) -> dict[str, object]:
     layers, numbers = record.plan.layers, peak_layers(record)
-    rank, mlu = layers[numbers[0] - 1].rank, f"MLU {100 * record.plan.mlu:.1f} %"
-    if len(numbers) > 2:
-        return f"utilized rank is largest in {len(numbers)} of {len(layers)} layers ({rank}), {mlu}"
-    where = f"layer{'s' if len(numbers) > 1 else ''} {' and '.join(map(str, numbers))} of {len(layers)}"
-    rooms = " and ".join(str(min(layers[number - 1].d, layers[number - 1].m)) for number in numbers)
-    return f"utilized rank is largest at {where} ({rank} of {rooms}), {mlu}"
+    sizes = dict.fromkeys(str(min(layers[number - 1].d, layers[number - 1].m)) for number in numbers)
+    printed = None if variant(record) else printed_row(record)
+    return {
+        "layers": len(layers),
+        "peak": ", ".join(map(str, numbers)),
+        "rank": layers[numbers[0] - 1].rank,
+        "of": ", ".join(sizes),
+        "MLU %": 100 * record.plan.mlu,
+        "paper's MLU %": float("nan") if printed is None else printed["mlu"],
+        "epochs of training": training_epochs(record),
+    }
 
 
 def peak_layers(record: Record) -> list[int]:
-    """The numbers, counted from 1, of the layers with the largest utilized rank."""
+    """Return the numbers, counted from 1, of the layers with the largest utilized rank."""
     ranks = [entry.rank for entry in record.plan.layers]
     return [number for number, rank in enumerate(ranks, 1) if rank == max(ranks)]

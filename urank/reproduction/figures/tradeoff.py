@@ -8,18 +8,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from urank.reproduction.figures.selection import label
-from urank.reproduction.figures.style import COLORS, STYLE, closed, millions, signed
+from urank.reproduction.figures.groups import label
+from urank.reproduction.figures.style import COLORS, STYLE, closed, millions
 from urank.reproduction.record import Record
 
 LARGEST = 900  # area of the largest bubble, in square points
 GREY = "#777777"
-MOST_TICKS = 9  # that a logarithmic axis has room for
+MOST_TICKS = 9  # on a logarithmic axis
 
 
 def tradeoff(points: pd.DataFrame, printed: pd.DataFrame | None = None, title: str = "") -> Figure:
-    """One panel of Figure 3: accuracy against parameters, bubbles with the area of the MACs, arrows from the original
-    network (pale) to the compact one (filled).
+    """Draw one panel of Figure 3: accuracy against parameters, arrows from the original (pale) to the compact network.
+
+    The area of a bubble is proportional to the MACs.
 
     Args:
         points: as `measured_points` or `paper.tradeoff` gives, with a column `label`.
@@ -49,7 +50,7 @@ def tradeoff(points: pd.DataFrame, printed: pd.DataFrame | None = None, title: s
 
 
 def draw_pair(axis: Axes, row: dict, largest: float, color: str, hollow: bool = False) -> None:
-    """Two bubbles and the arrow between them."""
+    """Draw two bubbles and the arrow between them."""
     ends = [
         (row[f"{end}_params"] / 1e6, row[f"{end}_top1"], LARGEST * row[f"{end}_macs"] / largest)
         for end in ("original", "compact")
@@ -63,7 +64,7 @@ def draw_pair(axis: Axes, row: dict, largest: float, color: str, hollow: bool = 
 
 
 def plain_ticks(axis: Axes) -> None:
-    """Numbers, not powers of ten, at places a reader can count with."""
+    """Label a logarithmic axis with plain numbers instead of powers of ten."""
     low, high = axis.get_xlim()
     inside = [counted(digits, low, high) for digits in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))]
     ticks = next((ticks for ticks in inside if len(ticks) <= MOST_TICKS), inside[-1])
@@ -75,75 +76,54 @@ def plain_ticks(axis: Axes) -> None:
 
 
 def counted(digits: Sequence[int], low: float, high: float) -> list[float]:
-    """The numbers between `low` and `high` that are one of `digits` times a power of ten."""
+    """Return the numbers between `low` and `high` that are one of `digits` times a power of ten."""
     numbers = [digit * 10.0**power for power in range(-4, 4) for digit in digits]
     return [number for number in numbers if low <= number <= high]
 
 
 def measured_points(records: Sequence[Record]) -> pd.DataFrame:
-    """Before and after of each record, as `tradeoff` draws them."""
+    """Return each record before and after, as `tradeoff` draws them."""
     rows = []
     for record in records:
-        experiment, cost, accuracy = record["experiment"], record["cost"], record["accuracy"]
-        row = dict(label=label(record, records), network=experiment["network"], dataset=experiment["dataset"])
-        for end, top1 in (("original", accuracy["original"]), ("compact", accuracy["merged"])):
-            row |= {f"{end}_params": cost[end]["params"], f"{end}_macs": cost[end]["macs"], f"{end}_top1": top1}
+        experiment, cost, accuracy = record.experiment, record.cost, record.accuracy
+        row = dict(label=label(record, records), network=experiment.network, dataset=experiment.dataset)
+        ends = (("original", cost.original, accuracy.original), ("compact", cost.compact, accuracy.merged))
+        for end, size, top1 in ends:
+            row |= {f"{end}_params": size.params, f"{end}_macs": size.macs, f"{end}_top1": top1}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def by_dataset(points: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The points of each data set, labelled by their network alone, with a row index from 0."""
+    """Return the points of each data set, labelled by network, with a row index from 0."""
     groups = points.assign(label=points["network"]).groupby("dataset")
     return {dataset: group.reset_index(drop=True) for dataset, group in groups}
 
 
-def beside(points: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame | None:
-    """The paper's points of the networks and data sets in `points`; None where it has none of them."""
+def printed_for(points: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame | None:
+    """Return the paper's points of the networks and data sets in `points`; None if it has none of them."""
     ours = set(zip(points["network"], points["dataset"]))
     found = printed[[pair in ours for pair in zip(printed["network"], printed["dataset"])]]
     return found if len(found) else None
 
 
-def tradeoff_caption(points: pd.DataFrame, printed: pd.DataFrame | None = None) -> str:
-    """What the panel says, in one paragraph of Markdown.
+def change_table(points: pd.DataFrame, printed: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return what the arrows show: the shares of parameters and MACs kept, and the change of accuracy in points.
 
     Args:
-        points: with a row index from 0.
-        printed: the paper's points beside them.
+        printed: the paper's points, for a column with its change.
     """
-    theirs = "" if printed is None else f" The paper prints {span(gains(printed))} for the same."
-    return f"{sizes(points)} Accuracy moves by {moves(points)}.{theirs}"
-
-
-def sizes(points: pd.DataFrame) -> str:
-    """Which network keeps the smallest and which the largest share of its parameters."""
-    kept = points["compact_params"] / points["original_params"]
-    saved = points["compact_macs"] / points["original_macs"]
-    if len(points) == 1:
-        return f"**{points.loc[0, 'label']}** keeps x {kept[0]:.2f} of its parameters and x {saved[0]:.2f} of its MACs."
-    smallest, largest = kept.idxmin(), kept.idxmax()
-    return (
-        f"**{points.loc[smallest, 'label']}** keeps the smallest share of its parameters (x {kept[smallest]:.2f}, MACs "
-        f"x {saved[smallest]:.2f}), **{points.loc[largest, 'label']}** the largest (x {kept[largest]:.2f}, MACs "
-        f"x {saved[largest]:.2f})."
-    )
-
-
-def moves(points: pd.DataFrame) -> str:
-    """From where to where the accuracies move, in words, and which moves best; one number where all move alike."""
-    change, words = gains(points), span(gains(points))
-    if len(points) == 1:
-        return words
-    return f"{words}, best for {points.loc[change.idxmax(), 'label']}" if " to " in words else f"{words} for each"
-
-
-def span(change: pd.Series) -> str:
-    """The smallest and the largest of some changes in points; one number where they are alike."""
-    low, high = signed(change.min()), signed(change.max())
-    return f"{low} points" if low == high else f"{low} to {high} points"
-
-
-def gains(points: pd.DataFrame) -> pd.Series:
-    """Accuracy points by which each network moves."""
-    return points["compact_top1"] - points["original_top1"]
+    frame = pd.DataFrame(
+        {
+            "params": points["compact_params"] / points["original_params"],
+            "MACs": points["compact_macs"] / points["original_macs"],
+            "change": points["compact_top1"] - points["original_top1"],
+        }
+    ).set_axis(points["label"])
+    if printed is not None:
+        theirs = printed.set_index(["network", "dataset"])
+        change = (theirs["compact_top1"] - theirs["original_top1"]).reindex(
+            list(zip(points["network"], points["dataset"]))
+        )
+        frame["paper's change"] = change.to_numpy()
+    return frame

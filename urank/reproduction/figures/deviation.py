@@ -1,4 +1,4 @@
-"""How far the measured rows of a table are from the paper's, as a picture."""
+"""How far the measured rows of a table are from the paper's, as a figure and a table."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -6,23 +6,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from urank.reproduction.figures.selection import family_of
+from urank.reproduction.figures.groups import family_of
 from urank.reproduction.figures.style import COLORS, STYLE, closed
 
 PANELS = ("MLU %", "params", "MACs", "change")
-COMPARED = ("original %", *PANELS)  # the originals' accuracies are two heaps, one a data set: told, not drawn
+COMPARED = ("original %", *PANELS)  # accuracies of the originals form one cluster per data set: not drawn
 MARKERS = "osD^vP"
 
 
 def deviation(table: pd.DataFrame) -> Figure:
-    """Measured over printed numbers, a panel a column of `table` (see `tables.comparison`), a point a network.
+    """Draw measured over printed numbers: one panel per column of a `measured_table`, one point per network.
 
-    On the diagonal both agree. The colour of a point says its data set, the shape its family, the number its depth.
+    On the diagonal both agree. Colour is the data set, shape the family, the number the depth.
     """
     pairs = beside_paper(table)
     networks = pairs.index.get_level_values("network")
     colors = dict(zip(pairs.index.get_level_values("dataset").unique(), COLORS))
-    markers = dict(zip(dict.fromkeys(family_of(name) for name in networks), MARKERS))
+    markers = dict(zip(dict.fromkeys(map(family_of, networks)), MARKERS))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(6.2, 6.6), layout="constrained")
         for axis, column in zip(axes.flat, PANELS):
@@ -38,7 +38,7 @@ def deviation(table: pd.DataFrame) -> Figure:
 
 
 def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are both the paper's and measured; columns (one of `COMPARED`, "paper" or "measured")."""
+    """Return the rows that are both printed and measured, with columns (one of `COMPARED`, "paper" or "measured")."""
     is_printed = table.index.get_level_values("source") == "paper"
     printed, measured = (table[chosen].droplevel("source") for chosen in (is_printed, ~is_printed))
     shared = printed.index.intersection(measured.index, sort=False)
@@ -47,7 +47,7 @@ def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def finish(axis: Axes, column: str, pairs: pd.DataFrame) -> None:
-    """The same limits on both axes, so that the diagonal is one."""
+    """Label the axes and give both the same limits, so that agreement is the diagonal."""
     low, high = (pairs.min().min(), pairs.max().max()) if len(pairs) else (0, 1)
     room = 0.08 * (high - low)
     limits = (low - room, high + room)
@@ -55,31 +55,26 @@ def finish(axis: Axes, column: str, pairs: pd.DataFrame) -> None:
 
 
 def legend(colors: dict[str, str], markers: dict[str, str]) -> list[Line2D]:
-    """What colours, shapes and the line mean."""
+    """Return the legend of colours, shapes and the diagonal."""
     datasets = [Line2D([], [], ls="", marker="o", color=color, label=name) for name, color in colors.items()]
     families = [Line2D([], [], ls="", marker=shape, color="0.4", label=name) for name, shape in markers.items()]
     return [*datasets, *families, Line2D([], [], color="0.6", label="as printed")]
 
 
-def deviation_caption(table: pd.DataFrame) -> str:
-    """The mean and the largest distance from the paper, column by column, in one paragraph of Markdown."""
+def deviation_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean and the largest distance from the paper for each column, and the network that is furthest off."""
     pairs = beside_paper(table)
-    if pairs.empty:
-        return "None of these rows is one of the paper's."
-    distances = {column: (pairs[column, "measured"] - pairs[column, "paper"]).abs().dropna() for column in COMPARED}
-    parts = [
-        f"{column.removesuffix(' %')} {distance.mean():.2g}{unit(column)} (at most {distance.max():.2g}: "
-        f"{' on '.join(reversed(distance.idxmax()))})"
-        for column, distance in distances.items()
-        if len(distance)  # a change needs a fine-tuned network
-    ]
-    return f"Mean distance from the paper's {len(pairs)} rows: {'; '.join(parts)}."
-
-
-def unit(column: str) -> str:
-    return "" if column in ("params", "MACs") else " points"
+    distances = {name: (pairs[name, "measured"] - pairs[name, "paper"]).abs().dropna() for name in COMPARED}
+    rows = {
+        name: dict(rows=len(of), mean=of.mean(), largest=of.max(), network=" on ".join(reversed(of.idxmax())))
+        for name, of in distances.items()
+        if len(of)  # a change needs a fine-tuned network
+    }
+    return pd.DataFrame(
+        rows.values(), index=pd.Index(rows, name="column"), columns=["rows", "mean", "largest", "network"]
+    )
 
 
 def depth(network: str) -> str:
-    """What a network's name has behind its family's: "11" of "vgg11"."""
+    """Return the number in a network's name: "11" of "vgg11"."""
     return network.removeprefix(family_of(network))
