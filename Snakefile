@@ -2,8 +2,8 @@
 
     snakemake --cores all --config profile=quick
 
-An experiment runs once for all the notebooks that show it; a killed run goes on where it stopped; `--cores N` and
-Snakemake's executors run what is independent side by side. The target `experiments` is all of a profile's records:
+An experiment runs once for all notebooks that show it. A killed run resumes where it stopped. Independent experiments
+run in parallel with `--cores N` or on a cluster. The target `experiments` makes all records of a profile:
 
     snakemake --executor slurm --jobs 14 --config profile=cifar threads=8 -- experiments
 """
@@ -18,10 +18,9 @@ from urank.reproduction.profiles import ROOT, load_profile
 
 PROFILE = load_profile(config.get("profile", "quick"))
 BUILD = f"build/{PROFILE.name}"
-SITE = f"{BUILD}/site"  # what Jupyter Book is given: the pages, and executed copies of the notebooks beside them
+SITE = f"{BUILD}/site"  # input of Jupyter Book: the pages and the executed notebooks
 HTML = f"{BUILD}/_build/html"
-# Of one experiment. By default those that can begin at once share the cores, and one at a time has the GPU where there
-# is one; a cluster is told how many each gets.
+# Experiments without a dependency share the cores. A GPU runs one experiment at a time. On a cluster, set `threads`.
 FIRST = sum(experiment.start is None for experiment in PROFILE.experiments.values())
 AT_ONCE = 1 if torch.cuda.is_available() else FIRST
 THREADS = int(config.get("threads", max(1, (workflow.cores or 1) // AT_ONCE)))
@@ -35,8 +34,10 @@ def files(pattern):
 PAGES = files("book/*")
 NUMBERS = files("data/paper/*.csv") + files("data/records/**/*.json") + files("data/benchmarks/*")
 CODE = files("urank/**/*.py")
+# Changed code makes Snakemake run an experiment again only where its profile recomputes such results.
+MEASURING_CODE = [path.relative_to(ROOT).as_posix() for path in code_files()] if PROFILE.recompute_on_code_change else []
 
-# The book that people open is delivered from the profile they asked for; tests build theirs and leave it alone.
+# `make book` copies its book to book/_build/html; tests build another one and leave that alone.
 TARGET = "book/_build/html/index.html" if config.get("deliver") else f"{HTML}/index.html"
 
 
@@ -45,7 +46,7 @@ def record(name):
 
 
 def start_record(wildcards):
-    """The record of the experiment that this one starts from, if any."""
+    """Return the record of the experiment that this one starts from, if any."""
     start = PROFILE.find(wildcards.experiment).start
     return [record(start)] if start else []
 
@@ -67,9 +68,9 @@ rule experiments:
 
 
 rule experiment:
-    """One network on one data set; stages that are there and that this code made are not run again."""
+    """Run one experiment, or what is left of it. Changed code runs it again only in profiles that ask for that."""
     input:
-        [path.relative_to(ROOT).as_posix() for path in code_files()],
+        MEASURING_CODE,
         f"profiles/{PROFILE.name}.yaml",
         start_record,
     output:
@@ -81,11 +82,11 @@ rule experiment:
         f"{BUILD}/logs/{{experiment}}.log",
     shell:
         "OMP_NUM_THREADS={threads} {PYTHON} -m urank reproduce --profile {PROFILE.name} "
-        "--only {wildcards.experiment:q} --same-code > {log:q} 2>&1"
+        "--only {wildcards.experiment:q} > {log:q} 2>&1"
 
 
 rule notebook:
-    """Execute one notebook; the page it becomes holds the results of exactly this run."""
+    """Execute one notebook; its page shows the results of exactly this run."""
     input:
         "notebooks/{notebook}.ipynb",
         CODE,
@@ -100,7 +101,7 @@ rule notebook:
 
 
 rule book:
-    """Every page as HTML; a warning is an error."""
+    """Build every page as HTML; a warning is an error."""
     input:
         PAGES,
         expand(f"{SITE}/notebooks/{{notebook}}.ipynb", notebook=PROFILE.notebooks),

@@ -33,7 +33,7 @@ from urank.conv_gram import assemble_gram, patch_products
 from urank.files import read_json, write_json
 from urank.layers import evaluating, matrix_layers
 from urank.memory import give_back_freed_memory
-from urank.numerics import arithmetic, has_fast_bfloat16
+from urank.numerics import arithmetic
 from urank.reproduction import profiles
 from urank.reproduction.provenance import describe
 from urank.throughput import images_per_second
@@ -136,16 +136,15 @@ def search_part(network: str, images: int | None) -> list[dict]:
     batches = list(digits.batches(digits.test.take(images or default)))
     slow = measured(lambda: naive.search(model, grams, batches, SEARCH_TOLERANCE))
     rows = []
-    for evaluation in ("exact", "near", "screened"):
-        if evaluation != "screened" or has_fast_bfloat16(torch.device("cpu")):
-            options = dict(tolerance=SEARCH_TOLERANCE, evaluation=evaluation)
-            fast = measured(lambda options=options: urank.search_ranks(model, grams, batches, **options))
-            failed = sum(not probe.passed for probe in fast.result.probes)
-            more = dict(
-                images=slow.result.total, correct=slow.result.correct, probes=len(slow.result.probes), failed=failed
-            )
-            what = f"{network}, width {width:g}, {len(grams)} layers, {evaluation}"
-            rows.append(row("search", what, slow, fast, same_plan(slow.result, fast.result), **more))
+    for evaluation in ("exact", "fast"):
+        options = dict(tolerance=SEARCH_TOLERANCE, evaluation=evaluation)
+        ours = measured(lambda options=options: urank.search_ranks(model, grams, batches, **options))
+        plan = ours.result
+        failed = sum(not probe.passed for probe in plan.probes)
+        more = dict(images=plan.total, correct=plan.correct, probes=len(plan.probes), failed=failed)
+        how = evaluation if evaluation == "exact" else f"fast in {plan.precision}"
+        what = f"{network}, width {width:g}, {len(grams)} layers, {how}"
+        rows.append(row("search", what, slow, ours, same_plan(slow.result, plan), **more))
     return rows
 
 
@@ -153,33 +152,6 @@ def same_plan(one: urank.RankPlan, other: urank.RankPlan) -> bool:
     """The same probes decided in the same way, and the same ranks and numbers correct."""
     asked = [[(p.layer, p.side, p.k, p.passed) for p in plan.probes] for plan in (one, other)]
     return asked[0] == asked[1] and one.layers == other.layers
-
-
-def approximations_part(images: int | None) -> list[dict]:
-    """What each optional approximation saves against the exact search, and how far its ranks lie from it."""
-    model, digits = trained("vgg11", 0.25)
-    grams = urank.accumulate_grams(model, digits.batches(digits.train.take(2000)))
-    batches = list(digits.batches(digits.test.take(images or 2000)))
-
-    def run(**options) -> Measured:
-        return measured(lambda: urank.search_ranks(model, grams, batches, TOLERANCE, **options))
-
-    exact, rows = run(evaluation="exact"), []
-    for what, options in {
-        "bfloat16 alone": dict(evaluation="bfloat16"),
-        "sequential test": dict(evaluation="sequential"),
-        "warm start": dict(evaluation="exact", warm_start=True),
-    }.items():
-        other = run(**options)
-        ranks = [[entry.rank for entry in plan.layers] for plan in (exact.result, other.result)]
-        more = dict(
-            probes=len(other.result.probes),
-            mlu_exact=round(100 * exact.result.mlu, 2),
-            mlu=round(100 * other.result.mlu, 2),
-            largest_rank_difference=max(abs(a - b) for a, b in zip(*ranks)),
-        )
-        rows.append(row("approximation", what, exact, other, ranks[0] == ranks[1], **more))
-    return rows
 
 
 def grams_part(images: int | None, width: float = 1.0) -> list[dict]:
@@ -409,7 +381,6 @@ PARTS = {
     "vgg11": lambda images: search_part("vgg11", images),
     "resnet18": lambda images: search_part("resnet18", images),
     "deit": lambda images: search_part("deit", images),
-    "approximations": approximations_part,
     "grams": grams_part,
     "scaling": scaling_part,
     "training": training_part,

@@ -124,7 +124,7 @@ class TestTheSameOutputs:
 class TestArguments:
     def test_is_causal_needs_a_mask(self):
         x = sequence(L)
-        with pytest.raises(ValueError, match="give the mask"):
+        with pytest.raises(ValueError, match="pass attn_mask"):
             explicit_attention(attention())(x, x, x, is_causal=True)
 
     def test_an_integer_mask_is_refused(self):
@@ -251,7 +251,7 @@ def parametrized():
         (attention(vdim=4), "widths 6 and 4"),
         (attention(add_bias_kv=True), "add_bias_kv"),
         (attention(add_zero_attn=True), "add_zero_attn"),
-        (Doubled(D, HEADS), "forward of its own"),
+        (Doubled(D, HEADS), "overrides forward"),
         (parametrized(), "parametrization"),
         (hooked("register_forward_hook"), "has forward hooks"),
         (hooked("register_forward_pre_hook"), "has forward hooks"),

@@ -1,9 +1,11 @@
-"""The notebooks' sources, and the book that `make test` builds from them at the smoke profile."""
+"""The notebooks, the pages, the README, and the book that `make test` builds with the smoke profile."""
 
+import json
 import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from matplotlib.testing.compare import compare_images
@@ -18,7 +20,7 @@ TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
 PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
-SHOWN = [path for path in SOURCES if path.stem.startswith(("figure", "table"))]  # the others are pages about them
+SHOWN = [path for path in SOURCES if path.stem.startswith(("figure", "table"))]  # the others are about these
 TABLES = {"coverage", "discrepancies", "status", "table2_hyperparameters"}  # pages without a picture
 
 built = pytest.mark.skipif(not (BUILD / "_build").exists(), reason="the book is not built; `make test` builds it")
@@ -57,7 +59,7 @@ def test_every_figure_and_table_of_the_paper_has_its_notebook():
 
 
 def test_the_first_picture_is_drawn_from_the_committed_record(tmp_path):
-    """`make book/figure1.png` after the record or the figure has changed."""
+    """Run `make book/figure1.png` after a change of the record or of the figure."""
     committed, drawn = ROOT / "book" / "figure1.png", tmp_path / "figure1.png"
     figures.spectra(*profiles.recorded("cifar10/vgg11")).savefig(drawn, dpi=130)
     assert compare_images(str(committed), str(drawn), tol=1) is None
@@ -65,12 +67,113 @@ def test_the_first_picture_is_drawn_from_the_committed_record(tmp_path):
 
 def test_the_page_of_the_package_has_every_public_name():
     named = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", (ROOT / "book" / "api.md").read_text(), re.MULTILINE)
-    assert sorted(named) == urank.__all__
+    assert named == [name for name in urank.__all__ if name != "__version__"]
 
 
 def test_the_table_of_contents_names_every_page_once():
     prose = [f"book/{path.stem}" for path in sorted((ROOT / "book").glob("*.md"))]
     assert sorted(PAGES) == sorted(prose + [f"notebooks/{path.stem}" for path in SOURCES])
+
+
+def test_every_function_that_a_page_links_to_is_on_the_page_of_the_package():
+    api = (ROOT / "book" / "api.md").read_text()
+    names = re.findall(r"^\.\. auto(?:function|class):: (?:urank\.)?([\w.]+)$", api, re.MULTILINE)
+    pages = "".join(path.read_text() for path in (ROOT / "book").glob("*.md"))
+    linked = re.findall(r"\{(?:func|class)\}`urank\.([\w.]+)`", pages)
+    assert linked and sorted(set(linked) - set(names)) == []
+
+
+def test_the_example_of_the_readme_makes_a_smaller_network():
+    [example] = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert 0 < names["plan"].mlu < 1
+    assert urank.count_cost(names["compact"]).params < urank.count_cost(names["model"]).params
+
+
+def numbers_of_findings(page: Path) -> dict[str, list[str]]:
+    """Return the numbers in "measured" and then in "paper" for each question in a page's table of findings."""
+    rows = [line.strip("|").split("|") for line in page.read_text().splitlines() if re.match(r"\| .*\? \|", line)]
+    number = re.compile(r"(?<![\w/-])[+−]?\d+(?:\.\d+)?")  # not the digits of VGG11 and ViT-B/16
+    return {question.strip(): number.findall(measured + paper) for question, measured, paper, _ in rows}
+
+
+def printed(table: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / "data" / "paper" / f"{table}.csv")
+
+
+@pytest.fixture(scope="module")
+def records() -> pd.DataFrame:
+    """One row per committed record: what the table of findings is computed from."""
+    rows = {}
+    for path in (ROOT / "data" / "records").rglob("*.json"):
+        content = json.loads(path.read_text())
+        plan, accuracy = urank.RankPlan.from_dict(content["plan"]), pd.Series(content["accuracy"], dtype=float)
+        speeds = pd.DataFrame(content["latency"]).query("batch == 256 and precision == 'float32'")
+        speeds = speeds.drop_duplicates("network").set_index("network")["images_per_second"]  # on the first device
+        rows[path.relative_to(ROOT / "data" / "records").with_suffix("").as_posix()] = dict(
+            mlu=100 * plan.mlu,
+            layers=plan.layers,
+            lost=accuracy["original"] - accuracy["projected"],
+            change=accuracy["finetuned"] - accuracy["original"],
+            baseline_change=accuracy["baseline"] - accuracy["original"],
+            throughput=speeds["compact"] / speeds["original"],
+        )
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+@pytest.fixture(scope="module")
+def table3(records) -> pd.DataFrame:
+    """The records of the networks in Table 3, with the printed MLU and change of accuracy."""
+    paper = printed("table3_cifar")
+    names = paper["dataset"].str.lower() + "/" + paper["model"].str.lower()
+    return records.loc[names].assign(paper_mlu=paper["mlu"].tolist(), paper_change=paper["delta_printed"].tolist())
+
+
+@pytest.fixture(scope="module")
+def findings(records, table3) -> list[list[float]]:
+    """The numbers in each row of the table of findings, recomputed."""
+    mlu, change, paper_change = records["mlu"], table3["change"], table3["paper_change"]
+    behind = (change - table3["baseline_change"]).dropna()
+    layers = table3["layers"].explode()
+    limited = pd.Series([layer.rank == layer.k_t for layer in layers])
+    wide = pd.Series([layer.m >= layer.d for layer in layers])
+    number = table3["layers"].str.len()
+    vgg = table3.index.str.contains("vgg")
+    pair = ["cifar100/vgg11", "cifar100/resnet18"]
+    longer = [f"{name}@finetuned-longer" for name in pair]
+
+    def extremes(values: pd.Series) -> list[float]:
+        return [values.min(), values.max()]
+
+    return [
+        [*extremes(table3["mlu"]), (table3["mlu"] - table3["paper_mlu"]).abs().mean()]
+        + [table3["mlu"].corr(table3["paper_mlu"]), *extremes(table3["paper_mlu"])],
+        [(change < 0).sum(), len(change), change.mean()]
+        + [(paper_change < 0).sum(), len(paper_change), paper_change.mean()],
+        [(behind < 0).sum(), len(behind), behind.mean()],
+        [value for before, after in zip(pair, longer) for value in records["change"][[before, after]]]
+        + [*records["baseline_change"][longer], *paper_change[pair]],
+        [limited.sum(), len(layers), limited[wide].sum(), wide.sum()],
+        [*extremes(table3["throughput"][vgg]), *extremes(table3["throughput"][~vgg])],
+        [*extremes(table3["lost"][number == 9]), 9, *extremes(table3["lost"][number == 104]), 104]
+        + [2 * 9 * 0.1, 2 * 104 * 0.1],
+        [0.01, 0.1, 0.5, *mlu[["cifar100/resnet18@eps-0.01", "cifar100/resnet18", "cifar100/resnet18@eps-0.5"]]]
+        + printed("table5_epsilon").set_index("epsilon_pct")["mlu"][["0.01", "0.1", "0.5"]].tolist(),
+        [*mlu[["cifar10/vgg11", "cifar10/vgg11@isolated", "cifar10/resnet18", "cifar10/resnet18@isolated"]]],
+        [*mlu[["digits10/vit@linear-probe", "digits10/vit@end-to-end", "digits10/vit"]]]
+        + printed("table4_pretraining")["mlu"].tolist()[1:]
+        + printed("table4_pretraining")["mlu"].tolist()[:1],
+    ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/intro.md"])
+def test_the_findings_are_those_of_the_records(page, findings):
+    stated = numbers_of_findings(ROOT / page)
+    for (question, texts), expected in zip(stated.items(), findings, strict=True):
+        decimals = [len(text.partition(".")[2]) for text in texts]
+        rounded = [f"{value:.{places}f}" for value, places in zip(expected, decimals, strict=True)]
+        assert [text.replace("−", "-").lstrip("+") for text in texts] == rounded, question
 
 
 def html(page: str) -> str:
@@ -117,5 +220,5 @@ class TestExecuted:
 
 @built
 @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
-def test_says_from_which_run_its_live_numbers_are(path):
+def test_names_the_run_of_its_live_numbers(path):
     assert "digits10" in html(f"notebooks/{path.stem}")

@@ -172,7 +172,7 @@ class TestAccumulateGrams:
             def forward(self, x):
                 return self.used(x)
 
-        with pytest.raises(ValueError, match="never multiplies: idle"):
+        with pytest.raises(ValueError, match="never multiplies .*: idle"):
             accumulate_grams(Unused(), [torch.randn(2, 3)], progress=False)
         assert list(accumulate_grams(Unused(), [torch.randn(2, 3)], layers=["used"], progress=False)) == ["used"]
 
@@ -181,7 +181,7 @@ class TestAccumulateGrams:
             accumulate_grams(nn.Sequential(nn.Linear(3, 3)), [], progress=False)
 
     def test_refuses_an_unknown_layer(self):
-        with pytest.raises(ValueError, match="no such matrix layer: 1, 7; the network has 0"):
+        with pytest.raises(ValueError, match="no such matrix layer: 1, 7 .layers: 0"):
             accumulate_grams(nn.Sequential(nn.Linear(3, 3)), [torch.randn(2, 3)], ["7", "0", "1"], progress=False)
 
     def test_refuses_an_empty_choice_of_layers(self):

@@ -11,8 +11,8 @@ import torch
 from conftest import finished
 
 from urank import cli
-from urank.files import write_json
-from urank.reproduction import profiles
+from urank.files import read_json, write_json
+from urank.reproduction import profiles, runner
 from urank.reproduction.record import Record
 from urank.reproduction.stages import STAGES
 
@@ -110,13 +110,58 @@ class TestReproduce:
         assert f"{accuracy['finetuned']:.2f} % fine-tuned; MLU {100 * plan.mlu:.1f} %" in first
         assert second == f"  record: {runs / 'mine' / 'digits10' / 'vgg11' / 'record.json'}"
 
-    def test_same_code_keeps_what_this_code_made(self, urank, mine, runs):
-        train = runs / "mine" / "digits10" / "vgg11" / "train.json"
-        before = train.stat().st_mtime_ns
-        code, _, _ = urank(
-            "reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--device", "cpu", "--same-code"
-        )
-        assert code == 0 and train.stat().st_mtime_ns == before
+    def test_fresh_says_what_it_deletes_and_computes_it_again(self, urank, mine, runs, monkeypatch):
+        folder = runs / "mine" / "digits10" / "vgg11"
+        (folder / "marker").touch()
+        write_json(folder / "train.json", read_json(folder / "train.json") | dict(seconds=3600.0))
+        computed = []
+        monkeypatch.setattr(profiles, "run", lambda *_, **__: computed.append(folder.exists()) or finished()[1])
+        code, out, _ = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--device", "cpu", "--fresh")
+        assert code == 0 and computed == [False]
+        assert out.startswith(f"--fresh deletes {folder}, which took 60 min to compute.")
+
+    @pytest.mark.parametrize(
+        ("missing", "action", "why"),
+        [
+            ([], "reuse   all", "of computation kept"),
+            (["search.json"], "resume  search, spectra, decompose, finetune, latency", "search was not computed"),
+        ],
+    )
+    def test_a_dry_run_says_what_would_run_and_why(self, urank, mine, runs, missing, action, why):
+        folder = runs / "mine" / "digits10" / "vgg11"
+        for name in missing:
+            (folder / name).unlink()
+        before = sorted(folder.rglob("*"))
+        code, out, _ = urank("reproduce", "--profile", "mine", "--dry-run")
+        header, first, second = out.splitlines()
+        assert code == 0 and header.split() == ["experiment", "action", "stages", "why"]
+        assert action in first and why in first
+        assert second.split() == ["digits10/vgg11-s1", "run", "all", "not", "started"]
+        assert sorted(folder.rglob("*")) == before
+
+    def test_a_dry_run_names_results_of_other_code(self, urank, mine, runs, monkeypatch):
+        monkeypatch.setattr(runner, "code_digest", lambda: "of now")
+        _, kept, _ = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--dry-run")
+        assert "reuse" in kept and "train, calibrate" in kept and "by another version of the code" in kept
+        _, fresh, _ = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--dry-run", "--fresh")
+        assert "run" in fresh and "--fresh deletes" in fresh
+        mine.write_text(f"recompute_on_code_change: true\n{mine.read_text()}")
+        _, again, _ = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--dry-run")
+        assert "the code has changed since, and profile mine recomputes" in again
+
+    def test_a_dry_run_names_what_would_be_refused(self, urank, mine, runs):
+        mine.write_text(mine.read_text().replace("tolerance: 1.25", "tolerance: 2.5"))
+        _, out, _ = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg11", "--dry-run")
+        assert "refuse" in out and "was run with another tolerance" in out
+
+    def test_a_dry_run_lists_first_what_others_start_from(self, urank, mine, runs):
+        mine.write_text(mine.read_text().replace("seed: 1}", "variant: b, start: digits10/vgg11}"))
+        (runs / "mine" / "digits10" / "vgg11" / "train.json").unlink()
+        _, out, _ = urank("reproduce", "--profile", "mine", "--only", "digits10/vgg11@b", "--dry-run")
+        assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+            ["digits10/vgg11", "resume"],
+            ["digits10/vgg11@b", "run"],
+        ]
 
     @pytest.mark.parametrize("pattern", ["vgg11/digits10", "*/vgg11"])
     def test_of_a_pattern(self, urank, mine, runs, pattern):
@@ -130,8 +175,8 @@ class TestReproduce:
         assert code == 75 and err == ""
         assert out.splitlines()[0].startswith("digits10/vgg11: ")
         assert out.splitlines()[2:] == [
-            "The time budget is spent: digits10/vgg11-s2 has its stage train ahead. "
-            "To be finished by the same command: digits10/vgg11-s2"
+            "The time budget is used up: digits10/vgg11-s2: stage train was not started. "
+            "To finish digits10/vgg11-s2, run the same command again."
         ]
         assert not (runs / "mine" / "digits10" / "vgg11-s2" / "train.json").exists()
 
@@ -240,13 +285,21 @@ class TestShow:
     def test_prints_every_layer_and_the_totals(self, urank):
         folder, record = finished()
         code, out, _ = urank("show", folder / "record.json")
-        header, *rows, total = out.splitlines()
+        header, *rows, total, how = out.splitlines()
         assert code == 0
         assert header.split() == ["layer", "d", "m", "weight_rank", "k_s", "k_t", "rank", "utilization", "correct"]
         for row, entry in zip(rows, record.plan.layers, strict=True):
             values = [entry.layer, entry.d, entry.m, entry.weight_rank, entry.k_s, entry.k_t, entry.rank]
             assert row.split() == [*map(str, values), f"{entry.utilization:.3f}", str(entry.correct)]
         assert total.endswith(f"params x {record.params_ratio:.2f}, MACs x {record.macs_ratio:.2f}")
+        assert how.startswith(f"probes: fast, images in {record.plan.precision}, urank ")
+        assert f"commit {record['made']['train']['commit']} (" in how
+
+    def test_says_what_an_old_record_does_not_tell(self, urank):
+        code, out, _ = urank("show", ROOT / "data" / "records" / "cifar10" / "vgg11.json")
+        assert code == 0 and out.splitlines()[-1] == (
+            "probes: not recorded, images in not recorded, urank not recorded; commit not recorded (tree not recorded)"
+        )
 
     def test_of_no_file(self, urank, tmp_path):
         fails_in_one_sentence(urank("show", tmp_path / "none.json"), "none.json")

@@ -109,8 +109,8 @@ def test_accepts_any_memory_layout_and_an_empty_batch(forced_algorithm):
 
 
 def test_large_inputs_are_processed_in_blocks(forced_algorithm, monkeypatch):
-    monkeypatch.setattr(conv_gram, "SAMPLES", 30)
-    monkeypatch.setattr(conv_gram, "BLOCK", 5)
+    monkeypatch.setattr(conv_gram, "ROW_BLOCK", 30)
+    monkeypatch.setattr(conv_gram, "COLUMN_BLOCK", 5)
     conv, images = nn.Conv2d(3, 2, 3), integer_images(2, 3, 9, 7)
     assert torch.equal(patch_gram(conv, images), unfolded_gram(conv, images))
 
@@ -164,7 +164,7 @@ def test_errors_say_what_is_wrong():
     images = torch.randn(2, 4, 5, 5)
     with pytest.raises(ValueError, match="2 groups"):
         patch_gram(nn.Conv2d(4, 4, 3, groups=2), images)
-    with pytest.raises(ValueError, match=r"\(n, 3, h, w\), not \(2, 4, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"\(n, 3, h, w\), got \(2, 4, 5, 5\)"):
         patch_gram(nn.Conv2d(3, 4, 3), images)
     with pytest.raises(ValueError, match=r"must be \(n, 4, h, w\)"):
         patch_gram(nn.Conv2d(4, 4, 3), images[0])

@@ -6,7 +6,7 @@ from torch import nn
 
 from urank import datasets
 from urank.deadline import OutOfTime
-from urank.training.cuda_graph import Captured, undone
+from urank.training.cuda_graph import CapturedFunction, restored
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe
 
@@ -28,7 +28,7 @@ def assert_close(one, other):
 
 def test_undone_restores_the_given_tensors():
     kept, other = torch.ones(3), torch.ones(3)
-    with undone([kept]):
+    with restored([kept]):
         kept.add_(1)
         other.add_(1)
     assert kept.tolist() == [1.0] * 3 and other.tolist() == [2.0] * 3
@@ -43,11 +43,11 @@ def digits():
 class TestOnAGpu:
     def test_returns_the_results_of_each_batch(self):
         count = torch.zeros((), device="cuda")
-        double = Captured(lambda x: (2 * x, count.add_(1)), [torch.zeros(3, device="cuda")], [count])
+        double = CapturedFunction(lambda x: (2 * x, count.add_(1)), [torch.zeros(3, device="cuda")], [count])
         for value in (1.0, 5.0):
             doubled, _ = double(torch.full((3,), value, device="cuda"))
             assert doubled.tolist() == [2 * value] * 3
-        assert count.item() == 2  # the calls before the capture are undone
+        assert count.item() == 2  # the calls before the capture have no effect
 
     @pytest.mark.parametrize("part", ["", "4"])
     def test_gives_the_same_fit(self, digits, part):
@@ -61,7 +61,7 @@ class TestOnAGpu:
     def test_dropout_differs_between_batches(self, digits):
         torch.manual_seed(0)
         drops, ones = nn.Dropout(), torch.ones(1000, device="cuda")
-        captured = Captured(lambda x: (drops(x),), [ones], [])
+        captured = CapturedFunction(lambda x: (drops(x),), [ones], [])
         assert not torch.equal(captured(ones)[0].clone(), captured(ones)[0])
 
     def test_resumes_a_fit_that_was_not_captured(self, digits, tmp_path):
@@ -76,5 +76,5 @@ class TestOnAGpu:
     def test_code_that_waits_for_the_gpu_is_refused(self):
         stream = torch.cuda.current_stream()
         with pytest.raises(RuntimeError):
-            Captured(lambda x: (x * x.sum().item(),), [torch.ones(3, device="cuda")], [])
+            CapturedFunction(lambda x: (x * x.sum().item(),), [torch.ones(3, device="cuda")], [])
         assert torch.cuda.current_stream() == stream

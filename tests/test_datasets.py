@@ -232,10 +232,16 @@ BAD_CONTENT = {
     "a label short": (dict(y_test=lambda y: y[:-1]), r"test part: labels must be .*\(12, 1\)"),
     "one-hot labels": (dict(y_train=lambda y: np.eye(10, dtype=int)[y[:, 0]]), r"training part: labels .*\(23, 10\)"),
     "float labels": (dict(y_train=lambda y: y.astype(float)), "training part: labels must be integers.*float64"),
-    "label 10": (dict(y_train=lambda y: np.where(y == 3, 10, y)), r"training part: needs all labels 0 to 9.*0 to 10"),
-    "label -1": (dict(y_test=lambda y: y.astype(int) - 1), r"test part: needs all labels 0 to 9.*-1 to 8"),
-    "no threes": (dict(y_test=lambda y: np.where(y == 3, 2, y)), "test part: needs all labels 0 to 9, has 9"),
-    "nothing": (dict(x_test=lambda x: x[:0], y_test=lambda y: y[:0]), "test part: needs all labels.*none"),
+    "label 10": (
+        dict(y_train=lambda y: np.where(y == 3, 10, y)),
+        r"training part: labels must include all of 0 to 9.*0 to 10",
+    ),
+    "label -1": (dict(y_test=lambda y: y.astype(int) - 1), r"test part: labels must include all of 0 to 9.*-1 to 8"),
+    "no threes": (
+        dict(y_test=lambda y: np.where(y == 3, 2, y)),
+        "test part: labels must include all of 0 to 9, found 9",
+    ),
+    "nothing": (dict(x_test=lambda x: x[:0], y_test=lambda y: y[:0]), "test part: labels must include all.*none"),
 }
 
 
@@ -250,14 +256,14 @@ def test_bad_content_is_refused(tmp_path, changes, message):
 @pytest.mark.parametrize("name, classes", [("cifar10", 100), ("cifar100", 10)])
 def test_cifar10_and_cifar100_are_told_apart(tmp_path, name, classes):
     np.savez(tmp_path / f"{name}.npz", **made_up(classes))
-    with pytest.raises(ValueError, match=f"all labels 0 to {CLASSES[name] - 1}, has {classes} "):
+    with pytest.raises(ValueError, match=f"all of 0 to {CLASSES[name] - 1}, found {classes} "):
         load(name, folder=tmp_path)
 
 
 def test_missing_arrays_are_named(tmp_path):
     arrays = made_up()
     np.savez(tmp_path / "cifar10.npz", x_train=arrays["x_train"], y_test=arrays["y_test"])
-    with pytest.raises(ValueError, match=r"cifar10\.npz: has no y_train, x_test; "):
+    with pytest.raises(ValueError, match=r"cifar10\.npz: no array y_train, x_test; "):
         load("cifar10", folder=tmp_path)
 
 
@@ -291,7 +297,7 @@ def test_nothing_in_an_npz_file_is_unpickled(tmp_path):
 
 def test_a_missing_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("URANK_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder; create it or set URANK_DATA .*cifar10.npz"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder; create it, or set URANK_DATA .*cifar10.npz"):
         load("cifar10")
     assert not (tmp_path / "nowhere").exists()
 

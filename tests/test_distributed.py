@@ -40,7 +40,7 @@ def test_same_grams(results):
         assert (gram - together[name]).abs().max() <= 1e-12 * gram.abs().max()
 
 
-@pytest.mark.parametrize("evaluation", ["exact", "near", "screened"])
+@pytest.mark.parametrize("evaluation", ["exact", "fast", "screened"])
 def test_same_plan(results, evaluation):
     alone, together = (RankPlan.load(folder / f"{evaluation}.json") for folder in results)
     assert together.layers == alone.layers
@@ -48,12 +48,6 @@ def test_same_plan(results, evaluation):
         (p.layer, p.side, p.k, p.passed) for p in alone.probes
     ]
     assert any(probe.passed for probe in alone.probes) and any(not probe.passed for probe in alone.probes)
-
-
-def test_sequential_is_within_its_tolerance(results):
-    for folder in results:
-        plan = RankPlan.load(folder / "sequential.json")
-        assert plan.layers[-1].correct >= plan.correct - 2 * len(plan.layers)  # one image of 151 a projection
 
 
 def test_same_counts(results):

@@ -2,6 +2,7 @@ import ast
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,10 +24,10 @@ from urank.deadline import OutOfTime
 from urank.factorize import count_cost, load_compact, merge_useless, project_network
 from urank.files import read_json, read_weights, write_json
 from urank.layers import matrix_layers, weight_matrix
-from urank.reproduction import figures, provenance, run_folder, stages
+from urank.reproduction import figures, provenance, run_folder, runner, stages
 from urank.reproduction.experiment import Experiment, fresh_network
 from urank.reproduction.record import Record
-from urank.reproduction.runner import claim, run
+from urank.reproduction.runner import claim, delete_run, run
 from urank.reproduction.stages import STAGES
 from urank.search.bisection import search_ranks
 from urank.search.validation import evaluate
@@ -92,12 +93,14 @@ def written(folder):
 class TestRecord:
     def test_has_the_keys_that_are_documented(self, record):
         keys = {"experiment", "accuracy", "cost", "plan", "spectra", "sweep", "history", "calibration_images"}
-        assert record.content.keys() == keys | {"consulted", "latency", "seconds", "made", "versions", "weights"}
+        keys |= {"consulted", "latency", "seconds", "made", "other_code", "versions", "weights"}
+        assert record.content.keys() == keys
         documented = (ROOT / "data" / "README.md").read_text()
         assert [key for key in record.content if f"`{key}`" not in documented] == []
         assert record["seconds"].keys() == record["made"].keys() == STAGES.keys()
         for made in record["made"].values():
-            assert made.keys() == {"device", "date", "code"} and all(made.values())
+            assert made.keys() == {"device", "date", "code", "commit", "clean"} and made["code"] and made["commit"]
+        assert record["other_code"] == []
         assert record["versions"]["torch"] == torch.__version__
 
     def test_is_on_disk_as_returned(self, folder, record):
@@ -113,7 +116,7 @@ class TestRecord:
         assert again(TINY, copied)["versions"] == record["versions"] | dict(torch=f"{torch.__version__}, 9.9")
 
     def test_tells_which_weights_it_is_about(self, folder, record):
-        assert record["weights"] == provenance.digest(folder / "original.safetensors")
+        assert record["weights"] == provenance.file_digest(folder / "original.safetensors")
 
     def test_survives_saving(self, record, tmp_path):
         record.save(tmp_path / "deep" / "record.json")
@@ -295,7 +298,7 @@ class TestKilledRun:
 class TestDamage:
     def test_folder_of_another_experiment(self, copied):
         before = written(copied), (copied / "experiment.json").read_bytes()
-        with pytest.raises(ValueError, match=f"{copied} holds another experiment"):
+        with pytest.raises(ValueError, match=f"{copied} contains another experiment"):
             again(replace(TINY, seed=1), copied)
         assert (written(copied), (copied / "experiment.json").read_bytes()) == before
 
@@ -313,7 +316,7 @@ class TestDamage:
     def test_cut_off_json_is_named(self, copied, name):
         text = (copied / name).read_text()
         (copied / name).write_text(text[: len(text) // 2])
-        with pytest.raises(ValueError, match=f"{copied / name}: not a whole JSON file"):
+        with pytest.raises(ValueError, match=f"{copied / name}: not a valid JSON file"):
             again(TINY, copied)
         assert (copied / name).read_text() == text[: len(text) // 2]
 
@@ -391,15 +394,16 @@ class TestDamage:
         (copied / "calibrate.json").unlink()
         fewer = datasets.load("digits10", train=400, test=90)
         monkeypatch.setattr(run_folder, "load_images", lambda _: fewer)
-        with pytest.raises(ValueError, match="labels.json: begun with other images than digits10 has now"):
+        with pytest.raises(ValueError, match="labels.json: this run began with other digits10 images"):
             again(TINY, copied)
 
     def test_folder_without_its_experiment_json(self, copied, record):
         """As a restart leaves it that is killed while it deletes the folder."""
         (copied / "experiment.json").unlink()
-        with pytest.raises(ValueError, match="no experiment.json to say of what: delete it"):
+        with pytest.raises(ValueError, match="no experiment.json that names them; use --fresh"):
             again(TINY, copied)
-        assert measured(run(TINY, copied, "cpu", progress=False, same_code=True)) == measured(record)
+        delete_run(copied)
+        assert not copied.exists() and measured(again(TINY, copied)) == measured(record)
 
     @pytest.mark.parametrize(
         "name, reader",
@@ -450,7 +454,7 @@ class TestFromDict:
             (dict(netwrok="vgg11"), "netwrok"),
             (dict(train=dict(epochs=1, rate=0.1)), "rate"),
             (dict(train=dict(lr=0.1)), "epochs"),
-            (dict(train=None), "train holds the fields of a recipe, not None"),
+            (dict(train=None), "train must be a mapping of recipe fields, got None"),
             (dict(train=dict(epochs=-1)), "epochs"),
             (dict(train=dict(epochs=1, lr="1e-1")), "lr"),  # what YAML reads 1e-1 as
             (dict(sweep="features.8"), "sweep"),  # a name is a sequence of letters
@@ -470,8 +474,8 @@ class TestFromDict:
             (dict(calibration=-5), "calibration must be a whole number of at least 1"),
             (dict(calibration="1000"), "calibration must be a whole number"),
             (dict(validation=0), "validation must be a whole number of at least 1"),
-            (dict(data=None), "data holds options"),
-            (dict(variant="x-s12"), "does not end like a seed"),
+            (dict(data=None), "data must be a mapping"),
+            (dict(variant="x-s12"), "not end like a seed"),
             (dict(baseline="no"), "baseline"),
         ],
         ids=str,
@@ -551,11 +555,11 @@ class TestStart:
     @pytest.mark.parametrize(
         "changes, named",
         [
-            (dict(width=0.25), "width 0.25: it cannot start from digits10/vgg11"),
-            (dict(network="vgg13"), "vgg13 of width 0.125: it cannot start"),
+            (dict(width=0.25), r"width 0.25\) cannot start from digits10/vgg11"),
+            (dict(network="vgg13"), r"\(vgg13, width 0.125\) cannot start"),
             (dict(start="digits10/vgg13"), "starts from digits10/vgg13, not from digits10/vgg11"),
             (dict(holdout=5), "holds out 5 images"),
-            (dict(start=None), "seeded"),
+            (dict(start=None), "start must be None, because its weights are seeded"),
         ],
         ids=str,
     )
@@ -565,9 +569,9 @@ class TestStart:
         assert not (tmp_path / "run").exists()
 
     def test_refuses_to_start_from_nothing(self, tmp_path):
-        with pytest.raises(ValueError, match="starts from the folder of digits10/vgg11, not from None"):
+        with pytest.raises(ValueError, match="start must be the folder of digits10/vgg11, got None"):
             again(PROBE, tmp_path / "run")
-        with pytest.raises(ValueError, match="has not been trained"):
+        with pytest.raises(ValueError, match="was not trained"):
             run(PROBE, tmp_path / "run", "cpu", start=tmp_path / "nothing")
 
     def test_notices_that_its_start_was_trained_anew(self, folder, copied, tmp_path):
@@ -575,16 +579,16 @@ class TestStart:
         weights = weights_of(copied)
         stages.write_tensors(copied / "original.safetensors", weights | {"classifier.bias": torch.ones(10)})
         before = written(tmp_path / "run")
-        with pytest.raises(ValueError, match="begun from other weights of digits10/vgg11"):
+        with pytest.raises(ValueError, match="started from other weights of digits10/vgg11; use --fresh"):
             run(PROBE, tmp_path / "run", "cpu", progress=False, start=copied)
         assert written(tmp_path / "run") == before
-        run(PROBE, tmp_path / "run", "cpu", progress=False, start=copied, same_code=True)
+        run(PROBE, tmp_path / "run", "cpu", progress=False, start=copied, recompute=True)
         assert weights_of(tmp_path / "run")["classifier.bias"].equal(torch.ones(10))
 
     def test_adopts_no_layer_of_another_shape(self, original):
         weights = dict(original.state_dict())
         weights["features.0.weight"] = torch.zeros(9, 3, 3, 3)
-        with pytest.raises(ValueError, match="more than the classifier classifier: features.0.weight"):
+        with pytest.raises(ValueError, match="apart from its classifier classifier: features.0.weight"):
             run_folder.adopt(fresh_network(TINY), weights, (3, 32, 32))
         del weights["features.0.weight"]
         with pytest.raises(ValueError, match="features.0.weight"):
@@ -605,7 +609,7 @@ class TestOrder:
         assert found.layers != record.plan.layers
 
     def test_another_one_is_refused(self):
-        with pytest.raises(ValueError, match="order is 'forward' or 'backward', not 'sideways'"):
+        with pytest.raises(ValueError, match="order must be 'forward' or 'backward', got 'sideways'"):
             replace(TINY, order="sideways")
 
 
@@ -632,7 +636,7 @@ class TestHoldout:
         assert record["consulted"] == "test"
 
     def test_of_all_images_is_refused(self, dataset):
-        with pytest.raises(ValueError, match="of 400 training images 400 cannot be held out"):
+        with pytest.raises(ValueError, match="cannot hold out 400 of 400 training images"):
             run_folder.hold_out(dataset, 400)
 
 
@@ -659,13 +663,13 @@ class TestLatency:
         assert all(row["images_per_second"] > 0 and row["device"] for row in record["latency"])
 
     def test_times_the_network_whose_cost_is_reported(self, folder, record):
-        shared = run_folder.Work(TINY, folder, torch.device("cpu"), False, None, None)
+        shared = run_folder.RunFolder(TINY, folder, torch.device("cpu"), False, None, None)
         assert asdict(count_cost(shared.merged())) == record["cost"]["compact"]
 
 
 class TestDeadline:
     def test_that_has_passed_lets_no_stage_begin(self, tmp_path):
-        with pytest.raises(OutOfTime, match="digits10/vgg11 has its stage train ahead"):
+        with pytest.raises(OutOfTime, match="digits10/vgg11: stage train was not started"):
             run(UNTRAINED, tmp_path, "cpu", progress=False, deadline=time.monotonic())
         assert [path.name for path in tmp_path.iterdir()] == ["experiment.json"]
 
@@ -820,58 +824,72 @@ class TestSettings:
     def test_the_record_of_the_former_ones_is_gone(self, copied):
         """Else it would be published as that of the new ones."""
         (copied / "finetune.json").unlink(), (copied / "baseline.json").unlink()
-        claim(copied, self.FASTER, same_code=False)
+        claim(copied, self.FASTER, recompute=False)
         assert not (copied / "record.json").exists()
 
 
 class TestCode:
     def begun(self, folder, code):
-        """A folder whose training was done by `code`."""
-        claim(folder, TINY, same_code=False)
+        """A folder in which `code` finished the training."""
+        claim(folder, TINY, recompute=False)
         write_json(folder / "experiment.json", read_json(folder / "experiment.json") | dict(code=code))
-        write_json(folder / "train.json", dict(made=dict(code=code)))
+        write_json(folder / "train.json", dict(made=dict(code=code, commit=None), seconds=5.0))
         return folder
 
-    def test_of_now_goes_on(self, tmp_path):
+    @pytest.mark.parametrize("recompute", [False, True])
+    def test_results_of_the_same_code_are_kept_without_a_word(self, tmp_path, capsys, recompute):
         folder = self.begun(tmp_path / "run", provenance.code_digest())
-        claim(folder, TINY, same_code=True)
-        assert (folder / "train.json").exists()
+        claim(folder, TINY, recompute)
+        assert (folder / "train.json").exists() and capsys.readouterr().err == ""
 
-    def test_of_then_goes_on_unless_asked(self, tmp_path):
-        folder = self.begun(tmp_path / "run", "of then")
-        claim(folder, TINY, same_code=False)
+    def test_results_of_other_code_are_kept_and_named(self, tmp_path, capsys):
+        folder = self.begun(tmp_path / "run", "abc")
+        claim(folder, TINY, recompute=False)
         assert (folder / "train.json").exists()
+        said = (
+            "digits10/vgg11: keeping train, computed by another version of the code (code abc); --fresh recomputes them"
+        )
+        assert capsys.readouterr().err == f"{said}\n"
 
-    def test_of_then_starts_again_when_asked(self, tmp_path):
-        folder = self.begun(tmp_path / "run", "of then")
-        claim(folder, TINY, same_code=True)
+    def test_the_record_names_results_of_other_code(self, copied, monkeypatch):
+        (copied / "sweep.json").unlink()
+        for module in (runner, run_folder):
+            monkeypatch.setattr(module, "code_digest", lambda: "of now")
+        record = again(TINY, copied)
+        assert record["other_code"] == [name for name in STAGES if name != "sweep"]
+        assert record["made"]["sweep"]["code"] == "of now" != record["made"]["train"]["code"]
+
+    @pytest.mark.parametrize("stage", ["train", "calibrate"])
+    def test_results_of_other_code_are_recomputed_where_that_is_asked_for(self, tmp_path, stage):
+        folder = self.begun(tmp_path / "run", provenance.code_digest())
+        write_json(folder / f"{stage}.json", dict(made=dict(code="abc")))
+        claim(folder, TINY, recompute=True)
         assert not (folder / "train.json").exists() and (folder / "experiment.json").exists()
 
-    def test_of_then_is_not_forgotten_by_going_on(self, tmp_path):
-        folder = self.begun(tmp_path / "run", "of then")
-        claim(folder, TINY, same_code=False)
-        claim(folder, TINY, same_code=True)
-        assert not (folder / "train.json").exists()
+    def test_another_experiment_is_never_deleted(self, tmp_path):
+        folder = self.begun(tmp_path / "run", "abc")
+        with pytest.raises(ValueError, match="another experiment"):
+            claim(folder, replace(TINY, seed=1), recompute=True)
+        assert (folder / "train.json").exists()
 
-    def test_of_any_stage_counts(self, tmp_path):
-        """Begun by the code of now, gone on with by another."""
-        folder = self.begun(tmp_path / "run", provenance.code_digest())
-        write_json(folder / "calibrate.json", dict(made=dict(code="of then")))
-        claim(folder, TINY, same_code=True)
-        assert not (folder / "calibrate.json").exists()
+    def test_comments_and_docstrings_do_not_change_it(self):
+        source = 'def f(x):\n    """Add one."""\n    return x + 1\n'
+        edited = '# A comment.\ndef f(x):\n    """Return x + 1."""\n\n    return x + 1  # here\n'
+        assert provenance.statements(source) == provenance.statements(edited) != provenance.statements("f = 1")
+        assert provenance.statements('class A:\n    """Empty."""\n') == provenance.statements("class A:\n    pass\n")
 
     def test_is_that_which_was_imported_not_that_on_disk_by_now(self):
         program = (
             "from urank.reproduction import provenance; provenance.code_files = list; print(provenance.code_digest())"
         )
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == provenance.digest(*provenance.code_files())
+        assert done.stdout.strip() == provenance.code_digest()
 
-    def test_another_experiment_is_never_deleted(self, tmp_path):
-        folder = self.begun(tmp_path / "run", "of then")
-        with pytest.raises(ValueError, match="another experiment"):
-            claim(folder, replace(TINY, seed=1), same_code=True)
-        assert (folder / "train.json").exists()
+    def test_git_state_is_that_of_the_checkout(self, monkeypatch, tmp_path):
+        state = provenance.git_state.__wrapped__()
+        assert re.fullmatch("[0-9a-f]{12}", state["commit"]) and isinstance(state["clean"], bool)
+        monkeypatch.setattr(provenance, "ROOT", tmp_path)
+        assert provenance.git_state.__wrapped__() == dict(commit=None, clean=None)
 
     def test_counts_every_module_that_measures(self):
         """What an experiment imports is either counted, or has no part in what is measured."""

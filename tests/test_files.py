@@ -115,7 +115,7 @@ class TestJson:
     def test_a_damaged_file_is_named(self, content, tmp_path):
         path = tmp_path / "a.json"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.json: not a whole JSON file"):
+        with pytest.raises(ValueError, match=r"a\.json: not a valid JSON file"):
             read_json(path)
 
 

@@ -112,7 +112,7 @@ class TestView:
         return next(iter(dataset.batches(split)))[0][0].contiguous()
 
     def test_another_crop_is_refused(self):
-        with pytest.raises(ValueError, match="want the crop 'squash'"):
+        with pytest.raises(ValueError, match="expect crop mode 'squash'"):
             models.preprocessing("timm/vit_base_patch16_clip_384", "laion2b_ft_in12k_in1k")
 
     def test_unknown_weights_are_refused(self):
@@ -198,7 +198,7 @@ class TestExperiment:
     def test_cannot_be_the_start_of_another_experiment(self, experiment):
         """The images would be preprocessed for other weights."""
         variant = replace(experiment, pretrained=None, variant="b", start=experiment.name)
-        with pytest.raises(ValueError, match="whose weights are published: name these as `pretrained`"):
+        with pytest.raises(ValueError, match="which has published weights; use `pretrained`"):
             check_start(variant, experiment)
 
     def test_has_one_start(self, experiment):

@@ -25,10 +25,10 @@ def listed(*additions):
 
 FAULTS = {
     "no yaml": ("experiments: [", "line 1"),
-    "empty": ("", "two keys"),
-    "text": ("just text", "two keys"),
-    "unknown key": (WHOLE + "notes: []\n", "two keys"),
-    "missing key": ("experiments: []\n", "two keys"),
+    "empty": ("", "a profile has the keys"),
+    "text": ("just text", "a profile has the keys"),
+    "unknown key": (WHOLE + "notes: []\n", "a profile has the keys"),
+    "missing key": ("experiments: []\n", "a profile has the keys"),
     "empty experiments": ("experiments:\nnotebooks: {}\n", "experiments"),
     "experiments no list": ("experiments: 3\nnotebooks: {}\n", "experiments"),
     "empty notebooks": (WHOLE.replace("{}", ""), "notebooks"),
@@ -38,12 +38,13 @@ FAULTS = {
     "notebook without a list": (WHOLE.replace("{}", "{page: digits10/vgg11}"), "list"),
     "notebook of nothing": (WHOLE.replace("{}", "{page: }"), "page"),
     "unknown key of an experiment": (f"experiments:\n  - {ENTRY}, colour: red}}\nnotebooks: {{}}\n", "colour"),
+    "recompute with no truth value": (f"recompute_on_code_change: often\n{WHOLE}", "must be true or false"),
     "one name twice": (f"experiments:\n  - {ENTRY}}}\n  - {ENTRY}, width: 2}}\nnotebooks: {{}}\n", "two experiments"),
     "unknown key of a recipe": (WHOLE.replace("finetune: {epochs: 1", "finetune: {epochs: 1, rate: 1"), "rate"),
     "unknown start": (listed("start: digits10/vgg13"), "starts from 'digits10/vgg13', which the profile does not run"),
     "start of another width": (
         listed("width: 0.5", "variant: b, start: digits10/vgg11"),
-        "cannot start from digits10/vgg11, a vgg11 of width 0.5",
+        "cannot start from digits10/vgg11 .vgg11, width 0.5",
     ),
     "start from itself": (listed("start: digits10/vgg11"), "each other: digits10/vgg11 from digits10/vgg11"),
     "starts in a circle": (
@@ -53,7 +54,7 @@ FAULTS = {
     "held out too late": (listed("holdout: 5", "variant: b, start: digits10/vgg11, holdout: 6"), "holds out 6 images"),
     "held out too late, further back": (
         listed("variant: a", "dataset: digits100, start: digits10/vgg11@a", "holdout: 6, start: digits100/vgg11"),
-        "digits10/vgg11 holds out 6 images, on some of which digits10/vgg11@a was trained",
+        "digits10/vgg11 holds out 6 images, but digits10/vgg11@a was trained on some of them",
     ),
     "variant like a seed": (listed("variant: b-s1"), "variant"),
     "unknown network": (WHOLE.replace("vgg11", "vgg12"), "vgg12"),
@@ -196,7 +197,7 @@ class TestPublish:
         assert recorded("digits10/*") == [finished()[1]]
 
     def test_of_what_was_not_run(self, mine, runs):
-        with pytest.raises(ValueError, match="digits10/vgg11-s1 has no record yet"):
+        with pytest.raises(ValueError, match="digits10/vgg11-s1 has no record yet; finish it"):
             profiles.publish("mine", "digits10/vgg11-s1")
 
 

@@ -153,7 +153,7 @@ def test_the_count_restarts_after_an_unfinished_pass():
 def test_more_calls_than_expected_are_refused():
     network = separate_uses(Recurrent().double(), images())
     network.steps = 4
-    with pytest.raises(ValueError, match="a layer of 3 uses is called once more"):
+    with pytest.raises(ValueError, match="a layer with 3 uses was called more often"):
         network(images())
 
 

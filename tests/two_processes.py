@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 tests/two_processes.py FOLDER
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from conftest import briefly_trained, in_batches, small_cnn, structured_images
@@ -13,7 +14,9 @@ from torch import nn
 from urank import datasets, distributed
 from urank.calibration import accumulate_grams
 from urank.files import write_json, write_tensors, write_weights
+from urank.search import bisection
 from urank.search.bisection import search_ranks
+from urank.search.probes import ExactCounter, FastCounter, ScreenedCounter
 from urank.search.validation import Validation, evaluate
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe
@@ -27,9 +30,9 @@ def main(folder: Path) -> None:
     batches = in_batches(validation[0].float(), validation[1], 25)  # 7 batches; shares of 76 and 75 images
     grams = accumulate_grams(network, in_batches(calibration[0].float(), calibration[1], 64), progress=False)
     write_tensors(folder / "grams.safetensors", grams)
-    for evaluation in ("exact", "near", "screened", "sequential"):
-        plan = search_ranks(network, grams, batches, 1.0, evaluation=evaluation, progress=False)
-        plan.save(folder / f"{evaluation}.json")
+    for name, counter in dict(exact=ExactCounter, fast=FastCounter, screened=ScreenedCounter).items():
+        with patch.object(bisection, "counter_for", lambda *_, counter=counter: counter):
+            search_ranks(network, grams, batches, 1.0, progress=False).save(folder / f"{name}.json")
     correct = Validation(batches).count_correct(network)
     counted = dict(correct=correct, accuracy=evaluate(network, batches), processes=distributed.processes()[1])
     write_json(folder / "fit.json", fitted(folder) | counted)

@@ -1,8 +1,8 @@
-"""Make torchvision importable where its compiled operators cannot be loaded.
+"""Make torchvision importable with a torch build that its compiled operators do not support.
 
-torchvision's wheel is compiled against one build of torch. Beside another build (a CPU-only torch is the usual case)
-its shared library does not load, and `import torchvision`, and with it timm's, stops at `operator torchvision::nms
-does not exist`. Nothing here needs the compiled operators, so their names are declared, without code behind them.
+A torchvision wheel is compiled for one build of torch. With another build, such as a CPU-only torch, its shared library
+does not load: `import torchvision` and `import timm` then fail with "operator torchvision::nms does not exist". This
+package never calls the compiled operators, so declaring their signatures is enough.
 """
 
 import importlib.util
@@ -17,6 +17,7 @@ _SCHEMAS = (
 
 
 def loads(library: Path) -> bool:
+    """Return True if the shared library can be loaded into this process."""
     try:
         torch.ops.load_library(library)
     except OSError:
@@ -25,7 +26,10 @@ def loads(library: Path) -> bool:
 
 
 def declare_missing_operators() -> torch.library.Library | None:
-    """Declare torchvision's operators unless its own library loads; the caller keeps the returned reference."""
+    """Declare torchvision's operators if its shared library does not load.
+
+    The caller must keep the returned object: the declarations disappear with it.
+    """
     spec = importlib.util.find_spec("torchvision")
     libraries = sorted(Path(spec.origin).parent.glob("_C*.so")) if spec and spec.origin else []
     if not libraries or any(loads(library) for library in libraries):

@@ -1,11 +1,12 @@
-"""Attention whose matrices are layers.
+"""Multi-head attention written as two linear layers.
 
-`nn.MultiheadAttention` multiplies by four matrices without calling a layer: W_Q, W_K and W_V lie one upon the other in
-one parameter, and its output projection is only read. `ExplicitAttention` computes the same with two linear layers,
+`nn.MultiheadAttention` does not call a layer for its four matrix products. W_Q, W_K and W_V are stacked in one
+parameter, and the output projection is not called: only its weight is read. `ExplicitAttention` computes the same with
+two linear layers,
 
-    [Q K V] = X [W_Q W_K W_V],    Y = concat_h(softmax(Q_h K_h^T / sqrt(d_h)) V_h) W_O,
+    [Q K V] = X [W_Q W_K W_V],    Y = concat_h(softmax(Q_h K_h^T / sqrt(d_h)) V_h) W_O.
 
-the first of which is fused, d x 3d, as in timm's vision transformers.
+The first, `in_proj`, is a fused d x 3d layer as in timm's vision transformers; the second is `out_proj`.
 """
 
 import copy
@@ -17,50 +18,58 @@ from torch import Tensor, nn
 
 
 def explicit_attention(model: nn.Module) -> nn.Module:
-    """A copy of `model` that computes the same, every `nn.MultiheadAttention` in it being an `ExplicitAttention`.
+    """Return a copy of `model` in which `ExplicitAttention` replaces every `nn.MultiheadAttention`.
 
-    The weights keep their values. An attention that cannot be made explicit stays as it is; `skipped_layers` says why.
-    A `nn.TransformerEncoder` gives up nested tensors, which leave out padded positions: at these, and only there, its
-    outputs are no longer zeros.
+    The weights and the outputs stay the same. An attention module that cannot be converted is copied unchanged;
+    `skipped_layers` gives the reason.
+
+    Note:
+        `nn.TransformerEncoder` stops using nested tensors, so its outputs at padded positions are no longer zero.
+
+    >>> encoder = nn.TransformerEncoderLayer(d_model=8, nhead=2, dim_feedforward=16)
+    >>> type(explicit_attention(encoder).self_attn).__name__
+    'ExplicitAttention'
     """
     explicit: dict[nn.Module, ExplicitAttention] = {}
     network = copy.deepcopy(model)
     for path, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.MultiheadAttention) and obstacle(module) is None:
+        if isinstance(module, nn.MultiheadAttention) and unsupported_reason(module) is None:
             explicit.setdefault(module, ExplicitAttention(module))
             if path == "":
                 return explicit[module]
             network.set_submodule(path, explicit[module])
     for encoder in network.modules():
         if isinstance(encoder, nn.TransformerEncoder) and set(encoder.modules()) & set(explicit.values()):
-            encoder.use_nested_tensor = False  # as torch decides for every attention without its own fast path
+            encoder.use_nested_tensor = False  # torch does this for every attention without its fused kernel
     return network
 
 
-def obstacle(attention: nn.MultiheadAttention) -> str | None:
-    """Why `attention` cannot be made explicit; None where it can."""
+def unsupported_reason(attention: nn.MultiheadAttention) -> str | None:
+    """Return why `attention` cannot be converted to an `ExplicitAttention`, or None if it can."""
     if getattr(attention.forward, "__func__", None) is not nn.MultiheadAttention.forward:
-        return f"{type(attention).__name__} has a forward of its own"
+        return f"{type(attention).__name__} overrides forward"
     if attention._forward_hooks or attention._forward_pre_hooks:
         return "it has forward hooks"
     if (attention.kdim, attention.vdim) != (attention.embed_dim, attention.embed_dim):
-        return f"keys and values of widths {attention.kdim} and {attention.vdim}, queries of {attention.embed_dim}"
+        return f"keys and values have widths {attention.kdim} and {attention.vdim}, queries {attention.embed_dim}"
     if attention.bias_k is not None or attention.add_zero_attn:
-        return "keys and values are added to the sequence (add_bias_kv or add_zero_attn)"
+        return "it adds keys and values to the sequence (add_bias_kv or add_zero_attn)"
     stored = all(isinstance(weight, nn.Parameter) for weight in (attention.in_proj_weight, attention.out_proj.weight))
     return None if stored else "a weight is computed (a parametrization)"
 
 
 class ExplicitAttention(nn.Module):
-    """Multi-head attention with two linear layers, `in_proj` (d -> 3d) and `out_proj` (d -> d).
+    """Drop-in replacement for `nn.MultiheadAttention` with two linear layers; shares its parameters.
 
-    Called and answers as the `nn.MultiheadAttention` whose parameters it takes over. Where queries, keys and values
-    are one tensor, `in_proj` is called once. Where they differ it is called on each, and a third of each result used:
-    the rows of X are then all three inputs.
+    If query, key and value are the same tensor, `in_proj` (d -> 3d) is called once. Otherwise it is called on each of
+    the three and a third of each output is used, so the rows of X are all three inputs.
+
+    Args:
+        attention: module whose parameters are used.
     """
 
-    # nn.TransformerEncoderLayer asks its attention for these; without a bias here it does not run past the layers
-    # in a fused kernel.
+    # nn.TransformerEncoderLayer reads these attributes. Without a bias it does not use its fused kernel, which would
+    # skip the two layers.
     in_proj_bias = None
     _qkv_same_embed_dim = True
 
@@ -68,8 +77,8 @@ class ExplicitAttention(nn.Module):
         super().__init__()
         self.embed_dim, self.num_heads = attention.embed_dim, attention.num_heads
         self.dropout, self.batch_first = attention.dropout, attention.batch_first
-        self.in_proj = linear_of(attention.in_proj_weight, attention.in_proj_bias)
-        self.out_proj = linear_of(attention.out_proj.weight, attention.out_proj.bias)
+        self.in_proj = linear_from_parameters(attention.in_proj_weight, attention.in_proj_bias)
+        self.out_proj = linear_from_parameters(attention.out_proj.weight, attention.out_proj.bias)
         self.train(attention.training)
 
     def forward(
@@ -83,38 +92,31 @@ class ExplicitAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """(outputs, weights or None), with the arguments and shapes of `nn.MultiheadAttention.forward`.
+        """Return (outputs, weights or None); arguments and shapes are those of `nn.MultiheadAttention.forward`.
 
         Raises:
-            ValueError: `is_causal`, a hint about `attn_mask`, without a mask; a mask neither boolean nor floating.
+            ValueError: `is_causal` without `attn_mask`, or a mask that is neither boolean nor floating-point.
         """
         if is_causal and attn_mask is None:
-            raise ValueError("is_causal says what attn_mask is: give the mask as well")
-        batched = query.ndim == 3
+            raise ValueError("is_causal is only a hint about attn_mask: pass attn_mask as well")
         mask = merge_masks(attn_mask, key_padding_mask, self.num_heads, query.dtype)
         q, k, v = (self.split_heads(projected) for projected in self.project(query, key, value))
-        dropout = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            weights = attention_weights(q, k, mask, dropout)
-            heads = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights[0]
-        else:
-            heads = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        heads, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, need_weights)
         outputs = self.out_proj(heads.transpose(1, 2).flatten(2))
-        if not batched:
-            return outputs[0], weights
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if query.ndim == 2:
+            return outputs[0], None if weights is None else weights[0]
         return outputs if self.batch_first else outputs.transpose(0, 1), weights
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """Q, K and V, each of the shape of what it is made from."""
+        """Return Q, K and V with the shapes of query, key and value."""
         if query is key and key is value:
             return self.in_proj(query).chunk(3, -1)
         return tuple(self.in_proj(x).chunk(3, -1)[third] for third, x in enumerate((query, key, value)))
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """(n, l, d), (l, n, d) where `batch_first` is False, or (l, d) -> (n, heads, l, d / heads)."""
+        """Reshape (n, l, d), or (l, n, d) without `batch_first`, or (l, d), to (n, heads, l, d / heads)."""
         if x.ndim == 2:
             x = x[None]
         elif not self.batch_first:
@@ -122,41 +124,47 @@ class ExplicitAttention(nn.Module):
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
-def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """A linear layer that holds these very parameters, weight (m, d) and bias (m,)."""
+def linear_from_parameters(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    """Return a linear layer that shares the parameters weight (m, d) and bias (m,)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight, layer.bias = weight, bias
+    layer.weight = weight
+    layer.register_parameter("bias", bias)
     return layer
 
 
 def merge_masks(
     attn_mask: Tensor | None, key_padding_mask: Tensor | None, heads: int, dtype: torch.dtype
 ) -> Tensor | None:
-    """What is added to the scores (n, heads, l, s) before the softmax; None where nothing is.
+    """Return the sum of both masks, to be added to the scores (n, heads, l, s), or None if there is no mask.
 
     Args:
-        attn_mask: (l, s) or (n heads, l, s), True or -inf where a query must not look.
-        key_padding_mask: (n, s) or (s,), True or -inf where there is no key.
+        attn_mask: (l, s) or (n * heads, l, s); True or -inf where a query must not attend to a key.
+        key_padding_mask: (n, s) or (s,); True or -inf for padded keys.
     """
     masks = []
     if attn_mask is not None:
-        scores = additive(attn_mask, dtype)
+        scores = additive_mask(attn_mask, dtype)
         masks.append(scores if scores.ndim == 2 else scores.unflatten(0, (-1, heads)))
     if key_padding_mask is not None:
-        masks.append(additive(key_padding_mask, dtype)[..., None, None, :])
-    return sum(masks) if masks else None
+        masks.append(additive_mask(key_padding_mask, dtype)[..., None, None, :])
+    return sum(masks[1:], masks[0]) if masks else None
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a boolean mask to a mask with 0 and -inf; return a floating-point mask unchanged."""
     if mask.is_floating_point():
         return mask
     if mask.dtype != torch.bool:
-        raise ValueError(f"an attention mask is boolean or floating, got {mask.dtype}")
+        raise ValueError(f"an attention mask must be boolean or floating-point, got {mask.dtype}")
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
 
 
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d_h) + mask), (n, heads, l, s), after dropout."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, need_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return softmax(q k^T / sqrt(d_h) + mask) v (n, heads, l, d_h), and the softmax after dropout if needed."""
+    if not need_weights:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    scores = scores if mask is None else scores + mask
-    return F.dropout(scores.softmax(-1), dropout)
+    weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+    return weights @ v, weights

@@ -11,33 +11,33 @@ import torch
 import typer
 
 from urank.deadline import OutOfTime
-from urank.distributed import is_first, processes
+from urank.distributed import is_first, join, processes, wait
 from urank.memory import keep_freed_memory
+from urank.plan import NOT_RECORDED
 from urank.reproduction import compare as record_comparison
 from urank.reproduction import profiles
 from urank.reproduction import status as paper_status
-from urank.reproduction.experiment import Experiment
+from urank.reproduction.preview import duration, preview, seconds_spent, stage_states
 from urank.reproduction.profiles import folder_of, load_profile, profile_names
 from urank.reproduction.record import Record
-from urank.reproduction.runner import pick_device
-from urank.reproduction.stages import STAGES, stages_of
+from urank.reproduction.runner import delete_run, has_results, pick_device
 
-MENDABLE = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)  # by who runs it: one sentence says what
-UNFINISHED = os.EX_TEMPFAIL  # exit status 75: the same command goes on
+USER_ERRORS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)  # shown as one sentence
+UNFINISHED = os.EX_TEMPFAIL  # exit status 75: the same command resumes
 
 app = typer.Typer(
-    help="The utilized rank of a network's layers: reproduce the papers' figures and tables.",
+    help="Utilized ranks of neural networks: reproduce the papers' figures and tables.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Profile = Annotated[str, typer.Option(help=f"A file of profiles/ without its ending: {', '.join(profile_names())}.")]
+Profile = Annotated[str, typer.Option(help=f"Set of experiments, a file in profiles/: {', '.join(profile_names())}.")]
 Only = Annotated[
     list[str] | None,
-    typer.Option(help='Only this experiment, as dataset/network or network/dataset, or "cifar10/*"; may be repeated.'),
+    typer.Option(help='Run only this experiment: dataset/network, network/dataset or "cifar10/*". Repeatable.'),
 ]
-Seeds = Annotated[str | None, typer.Option(help="Each experiment with each of these seeds, for example 0,1,2.")]
+Seeds = Annotated[str | None, typer.Option(help="Repeat each experiment with these seeds, for example 0,1,2.")]
 
 
 @app.command()
@@ -45,34 +45,43 @@ def reproduce(
     profile: Profile = "quick",
     only: Only = None,
     seeds: Seeds = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")] = "auto",
-    same_code: Annotated[
-        bool, typer.Option(help="Delete and start again what other code began; else go on with it.")
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")] = "auto",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete existing results first. Says what they are and how long they took.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run, resume or be reused, and why; then stop.")
     ] = False,
     time_budget: Annotated[
         float | None,
         typer.Option(
-            help="Seconds; begin no stage after them, and no epoch or searched layer that would end after them. What "
-            "has begun is finished. Exit status 75 says that something is left."
+            help="Seconds after which no stage, epoch or searched layer is started. What is running is finished. "
+            "Exit status 75 means that something is left."
         ),
     ] = None,
 ) -> None:
     """Run a profile's experiments, or what is left of them, and write a record for each.
 
-    A run that was killed, or that stopped for its time budget, goes on where it stopped when it is run again. An
-    experiment that fails does not keep the others from being run.
+    Results that exist are reused, also those of another version of the code. A run that was killed, or that reached its
+    time budget, resumes where it stopped. If an experiment fails, the others are still run.
     """
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    names, failed = load_profile(profile).names(only or (), parse_seeds(seeds)), []
+    loaded, failed = load_profile(profile), []
+    names = loaded.names(only or (), parse_seeds(seeds))
+    if dry_run:
+        typer.echo(left_aligned(preview(loaded, names, fresh)))
+        return
     pick_device(device)
+    if fresh:
+        delete_results(profile, names)
     for number, name in enumerate(names):
         try:
-            record = profiles.reproduce(profile, name, device, same_code, deadline)
+            record = profiles.reproduce(profile, name, device, deadline)
         except OutOfTime as stopped:
-            left = ", ".join(failed + names[number:])
-            say(f"The time budget is spent: {stopped}. To be finished by the same command: {left}")
+            left, command = ", ".join(failed + names[number:]), "the same command" + " without --fresh" * fresh
+            say(f"The time budget is used up: {stopped}. To finish {left}, run {command} again.")
             raise typer.Exit(UNFINISHED) from None
-        except MENDABLE as error:
+        except USER_ERRORS as error:
             if len(names) == 1 or processes()[1] > 1:  # the other processes may be waiting for this one
                 raise
             typer.echo(sentence(error, f"{name}: "), err=True)
@@ -83,22 +92,43 @@ def reproduce(
         raise ValueError(f"{len(failed)} of {len(names)} experiments failed: {', '.join(failed)}")
 
 
+def delete_results(profile: str, names: list[str]) -> None:
+    """Say what `--fresh` deletes and how long it took to compute, ask at a terminal, and delete it."""
+    join()
+    folders = {name: folder_of(profile, name) for name in names}
+    spent = {name: seconds_spent(folder) for name, folder in folders.items() if has_results(folder)}
+    for name, seconds in spent.items():
+        say(f"--fresh deletes {folders[name]}, which took {duration(seconds)} to compute.")
+    if spent and sys.stdin.isatty() and processes()[1] == 1:
+        typer.confirm(f"Delete {duration(sum(spent.values()))} of computation?", abort=True)
+    wait()  # every process has read what is there
+    for name in spent:
+        delete_run(folders[name])
+
+
+def left_aligned(frame: pd.DataFrame) -> str:
+    """Format a table of texts with left-aligned columns."""
+    widths = {column: max(len(column), *frame[column].str.len()) for column in frame}
+    rows = [frame.columns, *frame.itertuples(index=False)]
+    return "\n".join("  ".join(map(str.ljust, row, widths.values())).rstrip() for row in rows)
+
+
 def say(text: str) -> None:
-    """Print it once, however many processes there are."""
+    """Print from the first process only."""
     if is_first():
         typer.echo(text)
 
 
 def parse_seeds(text: str | None) -> list[int]:
-    """Seeds from "0,1,2"; none where nothing is said."""
+    """Return the seeds in "0,1,2"; none for None."""
     if text is not None and not all(part.strip().isdecimal() for part in text.split(",")):
-        raise ValueError(f"seeds are whole numbers from 0 with commas between them (0,1,2), not {text!r}")
+        raise ValueError(f"seeds must be whole numbers separated by commas, such as 0,1,2; got {text!r}")
     return [] if text is None else [int(part) for part in text.split(",")]
 
 
 @app.command()
 def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
-    """How far the committed records are from the paper, and which stages of a profile have been run."""
+    """Compare the committed records with the paper, and list which stages of a profile are done."""
     loaded, compared = load_profile(profile), paper_status.table()
     measured = compared[compared["verdict"] != "not run"].drop(columns=["needs", "page"])
     typer.echo(measured.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
@@ -111,20 +141,11 @@ def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
     typer.echo(pd.DataFrame(rows).T.to_string())
 
 
-def stage_states(experiment: Experiment, folder: Path) -> dict[str, str]:
-    """What an experiment starts from, and "done" or "-" for each of its stages, nothing for one it does not have."""
-    states = dict(start=experiment.start or "") | dict.fromkeys(STAGES, "")
-    for name in stages_of(experiment):
-        states[name] = "done" if (folder / f"{name}.json").exists() else "-"
-    return states
-
-
 @app.command()
-def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --only.")], profile: Profile):
-    """Copy the records of experiments that have been run to data/records/, where the book finds them.
-
-    Of a pattern those that have been run; the others are named.
-    """
+def publish(
+    names: Annotated[list[str], typer.Argument(help="Experiments, as in reproduce --only.")], profile: Profile
+) -> None:
+    """Copy records of finished experiments to data/records/, where the book reads them."""
     chosen = load_profile(profile).names(names)
     unfinished = [name for name in chosen if not (folder_of(profile, name) / "record.json").exists()]
     published = [name for name in chosen if name not in unfinished]
@@ -134,28 +155,40 @@ def publish(names: Annotated[list[str], typer.Argument(help="Experiments, as --o
     for note in dict.fromkeys(note for name in published for note in paper_status.outdated(name, committed)):
         typer.echo(f"note: {note}", err=True)
     if unfinished:
-        raise ValueError(f"{', '.join(unfinished)}: no record in {folder_of(profile, '')} yet; run to the end first")
+        raise ValueError(f"{', '.join(unfinished)}: no record in {folder_of(profile, '')} yet; run `urank reproduce`")
 
 
 @app.command()
-def show(record: Annotated[Path, typer.Argument(help="A record.json, or a file of data/records/.")]) -> None:
-    """Print what a record measured: its layers and its totals."""
+def show(record: Annotated[Path, typer.Argument(help="A record.json, or a file in data/records/.")]) -> None:
+    """Print the layers and the totals of a record, and how it was computed."""
     loaded = Record.load(record)
     typer.echo(loaded.plan.to_frame().to_string(index=False, formatters={"utilization": "{:.3f}".format}))
     typer.echo(summary(loaded.experiment.name, loaded))
+    typer.echo(provenance_line(loaded))
 
 
 @app.command()
 def compare(
-    one: Annotated[Path, typer.Argument(help="A record.json, or a file of data/records/.")],
-    other: Annotated[Path, typer.Argument(help="Another, of the same network.")],
+    one: Annotated[Path, typer.Argument(help="A record.json, or a file in data/records/.")],
+    other: Annotated[Path, typer.Argument(help="Another record of the same network.")],
 ) -> None:
-    """How far two records agree: what was run otherwise, what was measured, which ranks differ."""
+    """Compare two records of one network: settings, measurements and ranks."""
     typer.echo(record_comparison.report(Record.load(one), Record.load(other)))
 
 
+def provenance_line(record: Record) -> str:
+    """Return one line that says how probes were decided and which code computed the record."""
+    plan, commits = record.plan, {made.get("commit") or NOT_RECORDED for made in record["made"].values()}
+    clean = {made.get("clean") for made in record["made"].values()}
+    tree = "clean tree" if clean == {True} else "modified tree" if False in clean else f"tree {NOT_RECORDED}"
+    return (
+        f"probes: {plan.evaluation}, images in {plan.precision}, urank {plan.version}; "
+        f"commit {', '.join(sorted(commits))} ({tree})"
+    )
+
+
 def summary(name: str, record: Record) -> str:
-    """One line: accuracies, MLU and savings of a record."""
+    """Return one line with the accuracies, MLU and savings of a record."""
     accuracy = record["accuracy"]
     finetuned = f"-> {accuracy['finetuned']:.2f} % fine-tuned" if record.finetuned else "(not fine-tuned)"
     return (
@@ -167,14 +200,14 @@ def summary(name: str, record: Record) -> str:
 
 
 def main() -> None:
-    """Run the command line; what a person can mend is one sentence, not a traceback."""
+    """Run the command line; show errors that a user can correct as one sentence, not a traceback."""
     keep_freed_memory()
     try:
         app()
-    except MENDABLE as error:
+    except USER_ERRORS as error:
         sys.exit(sentence(error))
 
 
 def sentence(error: BaseException, where: str = "") -> str:
-    """An error in one line."""
+    """Return an error message in one line."""
     return f"urank: {where}{' '.join(str(error).split())}"

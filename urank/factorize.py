@@ -1,8 +1,8 @@
-"""From a rank plan to a compact network: W' into the layers, then two thin layers for one.
+"""Turn a rank plan into a compact network: project the weights, then replace each layer by two thin ones.
 
-A linear layer becomes d -> r -> m, a convolution k x k to r channels and 1 x 1 to m; the bias stays with the second.
-Both start as the singular value decomposition of the weight, singular values folded into the second factor
-(section 5.4). Two factors are smaller than W where r (d + m) < d m.
+A linear layer d -> m becomes d -> r -> m. A k x k convolution becomes a k x k convolution to r channels and a 1 x 1
+convolution to m; the bias moves to the second layer. Both start from the singular value decomposition of the weight,
+with the singular values in the second factor (section 5.4). The two layers have fewer weights if r (d + m) < d m.
 """
 
 import copy
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,50 +19,108 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from urank.files import read_weights, write_weights
-from urank.layers import MatrixLayer, evaluating, matrix_layers, set_weight_matrix, thin, weight_matrix
+from urank.layers import MatrixLayer, evaluating, matrix_layers, set_weight_matrix, weight_matrix, with_outputs
 from urank.plan import LayerRank, RankPlan
 from urank.subspaces import layer_spectra, project_weight
 
 
 def project_network(model: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `model` with W' = P_S W P_T in every layer of `plan`.
+    """Return a copy of `model` with W' = P_S W P_T in every layer of `plan`.
 
     Args:
-        grams: X^T X (d, d) of the unmodified network's layers.
+        grams: X^T X (d, d) of the layers of the unmodified network, from `accumulate_grams`.
+
+    >>> import urank
+    >>> network, images = nn.Linear(8, 6), torch.randn(100, 3) @ torch.randn(3, 8)
+    >>> grams = urank.accumulate_grams(network, [images], progress=False)
+    >>> projected = project_network(network, urank.energy_rank(network, grams, energy=1 - 1e-9), grams)
+    >>> urank.utilized_rank(weight_matrix(network)), urank.utilized_rank(weight_matrix(projected))
+    (6, 3)
 
     Raises:
-        ValueError: the plan is not one of this network.
+        ValueError: the plan does not match the network, or `grams` lacks one of its layers.
     """
     network = copy.deepcopy(model)
-    for entry, layer in planned_layers(network, plan):
-        if entry.layer not in grams:
-            raise ValueError(f"the plan speaks of layer {entry.layer!r}, for which no Gram matrix is given")
+    layers = planned_layers(network, plan)
+    check_plan_grams(plan, grams)
+    for entry, layer in layers:
         project_layer(layer, grams[entry.layer], entry.k_s, entry.k_t)
     return network
 
 
+def project_layer(layer: MatrixLayer, gram: Tensor, k_s: int, k_t: int) -> None:
+    """Replace W by W' = P_S W P_T in place; `gram` is X^T X (d, d) of this layer in the unmodified network."""
+    W = weight_matrix(layer)
+    set_weight_matrix(layer, project_weight(W, *layer_spectra(gram, W), k_s, k_t))
+
+
 def planned_layers(model: nn.Module, plan: RankPlan) -> list[tuple[LayerRank, MatrixLayer]]:
-    """Each entry of `plan` with the layer it speaks of; a plan of another network is refused."""
+    """Return each entry of `plan` with its layer.
+
+    Raises:
+        ValueError: the plan contains a layer that the network does not have, a layer twice, or other shapes or ranks
+            than are possible in this network.
+    """
     layers, seen = matrix_layers(model), set()
     for entry in plan.layers:
-        if entry.layer not in layers:
-            raise ValueError(f"the plan speaks of a layer {entry.layer!r} that the network does not have")
-        if entry.layer in seen:
-            raise ValueError(f"the plan speaks of layer {entry.layer!r} twice")
-        seen.add(entry.layer)
-        d, m = weight_matrix(layers[entry.layer]).shape
+        name = entry.layer
+        if name not in layers:
+            known = ", ".join(map(repr, layers))
+            raise ValueError(f"the plan contains layer {name!r}, which this network does not have (layers: {known})")
+        if name in seen:
+            raise ValueError(f"the plan contains layer {name!r} twice")
+        seen.add(name)
+        d, m = weight_matrix(layers[name]).shape
         if (d, m) != (entry.d, entry.m):
-            raise ValueError(f"layer {entry.layer!r} is {d} x {m}, in the plan {entry.d} x {entry.m}")
+            raise ValueError(f"layer {name!r} is {d} x {m} in this network but {entry.d} x {entry.m} in the plan")
         if not 0 <= entry.rank <= min(d, m):
-            raise ValueError(f"layer {entry.layer!r} is {d} x {m}: its rank cannot be {entry.rank}, as the plan says")
+            raise ValueError(f"layer {name!r}: its rank must be between 0 and {min(d, m)}, the plan has {entry.rank}")
     return [(entry, layers[entry.layer]) for entry in plan.layers]
 
 
-def put(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """`network` with `module` in the place of what is at `path`; `module` itself where that is all of the network.
+def check_plan_grams(plan: RankPlan, grams: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a layer of the plan has no Gram matrix."""
+    missing = [entry.layer for entry in plan.layers if entry.layer not in grams]
+    if missing:
+        raise ValueError(f"grams has no Gram matrix for these layers of the plan: {', '.join(map(repr, missing))}")
+
+
+def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn.Module:
+    """Return a copy of `model` in which two thin layers replace each layer of `plan`.
+
+    Each pair is the best approximation of the layer's current weight with the rank in the plan. To get the network that
+    the search measured, pass `project_network(model, plan, grams)`, whose weights are W'. For the unprojected network
+    the result is the truncated SVD of W.
+
+    Args:
+        useful_only: replace a layer only if this saves weights; by default all are replaced, as for the paper's
+            fine-tuning.
+
+    >>> network = nn.Sequential(nn.Linear(8, 6), nn.ReLU())
+    >>> layer = LayerRank("0", d=8, m=6, weight_rank=6, k_s=8, k_t=6, rank=2, correct=None)
+    >>> decompose(network, RankPlan((layer,), tolerance=None, mode="example", total=0, correct=None))[0]
+    Factors(
+      (0): Linear(in_features=8, out_features=2, bias=False)
+      (1): Linear(in_features=2, out_features=6, bias=True)
+    )
 
     Raises:
-        ValueError: an attribute that is no submodule (a list of layers, say) would go on using what was there.
+        ValueError: the plan does not match the network, or a layer has a forward hook or a second reference to it.
+    """
+    network = copy.deepcopy(model)
+    for entry, layer in planned_layers(network, plan):
+        if entry.useful or not useful_only:
+            if layer._forward_hooks:
+                raise ValueError(f"layer {entry.layer!r} has a forward hook: remove it before the layer is replaced")
+            network = replace_module(network, entry.layer, split(layer, max(1, entry.rank)))
+    return network
+
+
+def replace_module(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Replace the submodule at `path` in place and return the network, or `module` itself if the path is empty.
+
+    Raises:
+        ValueError: an attribute other than a submodule, such as a list of layers, also refers to the old module.
     """
     if path == "":
         return module
@@ -70,127 +129,137 @@ def put(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
         for attribute, value in vars(holder).items():
             if attribute != "_modules" and any(leaf is old for leaf in tree_leaves(value)):
                 where = f"{name}.{attribute}".removeprefix(".")
-                raise ValueError(f"{path} is also in {where}, which would go on using it: look it up by its path there")
+                raise ValueError(
+                    f"layer {path!r} cannot be replaced because {where!r} also refers to it: use only the submodule in "
+                    "the network's code"
+                )
     network.set_submodule(path, module)
     return network
 
 
-def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn.Module:
-    """A copy of `model` in which each layer of `plan` is two thin ones of the plan's rank.
-
-    The layers are factored as they are: to keep what the search measured, pass `project_network(...)`, whose weights
-    are W'. On the unaltered network the same call is the plain truncated SVD of W.
-
-    Args:
-        useful_only: split only the layers whose two factors hold fewer weights than the one; default all of them, as
-            in the paper's fine-tuning.
-
-    Raises:
-        ValueError: the plan is not one of this network, or a layer has a forward hook: it would run between the two.
-    """
-    network = copy.deepcopy(model)
-    for entry, layer in planned_layers(network, plan):
-        if entry.useful or not useful_only:
-            if layer._forward_hooks:
-                raise ValueError(f"layer {entry.layer!r} has a forward hook, made for what it returns: remove it first")
-            network = put(network, entry.layer, split(layer, max(1, entry.rank)))
-    return network
-
-
 def factor(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """A (d, r) with orthonormal columns and B (r, m) such that A B is the best rank-r approximation of W (d, m)."""
-    U, sigma, Vh = torch.linalg.svd(W.cpu(), full_matrices=False)  # on the processor, as `singular_values`
+    """Return A (d, r) with orthonormal columns and B (r, m): A B is the best rank-r approximation of W (d, m)."""
+    U, sigma, Vh = torch.linalg.svd(W.cpu(), full_matrices=False)  # on the CPU, like `singular_values`
     return U[:, :r].to(W), (sigma[:r, None] * Vh[:r]).to(W)
 
 
 class Factors(nn.Sequential):
-    """Two thin layers in place of one, without anything between them.
+    """Two thin layers that replace one layer.
 
-    Some networks read a layer's weight instead of calling it, for its dtype or to multiply by it themselves: they get
-    the product, which saves weights but no multiplication.
+    Some networks read the weight of a layer instead of calling it. For them `weight` is the product of both factors:
+    this saves parameters but no multiplications.
     """
 
     @property
+    def pair(self) -> tuple[MatrixLayer, MatrixLayer]:
+        """Both layers, in the order in which they are called."""
+        first, second = self
+        return cast(MatrixLayer, first), cast(MatrixLayer, second)
+
+    @property
     def weight(self) -> Tensor:
-        first, second = (layer.weight for layer in self)
+        """The product of both weights, with the shape of the original layer's weight."""
+        first, second = (layer.weight for layer in self.pair)
         return (second.flatten(1) @ first.flatten(1)).view(len(second), *first.shape[1:])
 
     @property
     def bias(self) -> Tensor | None:
-        return self[1].bias
+        """The bias of the second layer."""
+        return self.pair[1].bias
 
 
 def split(layer: MatrixLayer, r: int) -> Factors:
-    """Two layers of rank r, without anything between them, in place of `layer`; r is at most min(d, m)."""
+    """Return the two layers whose product is the best rank-r approximation of `layer`; r <= min(d, m)."""
     W = weight_matrix(layer)
     A, B = factor(W, r)
-    first, second = empty_split(layer, A.shape[1])
+    factors = empty_factors(layer, A.shape[1])
+    first, second = factors.pair
     set_weight_matrix(first, A)
     set_weight_matrix(second, B)
-    if layer.bias is not None:
-        second.bias.data.copy_(layer.bias.data)
-    return Factors(first, second)
+    copy_bias(layer, second)
+    return factors
 
 
-def empty_split(layer: MatrixLayer, r: int) -> Factors:
-    """The two layers of `split` before they have weights, on the device and in the precision of `layer`.
+def copy_bias(source: MatrixLayer, target: MatrixLayer) -> None:
+    """Copy the bias of one layer to another in place, if the layers have one."""
+    if source.bias is not None and target.bias is not None:
+        target.bias.data.copy_(source.bias.data)
 
-    The first is a copy of `layer`, so that what its own forward does (padding, say) is still done; the second is
-    torch's plain linear layer or 1 x 1 convolution.
+
+def empty_factors(layer: MatrixLayer, r: int) -> Factors:
+    """Return the two layers of rank r with uninitialized weights, on the device and in the precision of `layer`.
+
+    The first is a copy of `layer` with r outputs, so it keeps a custom forward (padding, for example).
     """
-    like = dict(bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype)
+    like: dict[str, Any] = dict(bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype)
     if isinstance(layer, nn.Linear):
-        return Factors(thin(layer, r), nn.Linear(r, layer.out_features, **like))
-    return Factors(thin(layer, r), nn.Conv2d(r, layer.out_channels, 1, **like))
+        return Factors(with_outputs(layer, r), nn.Linear(r, layer.out_features, **like))
+    return Factors(with_outputs(layer, r), nn.Conv2d(r, layer.out_channels, 1, **like))
 
 
 def merge_useless(compact: nn.Module, original: nn.Module, plan: RankPlan) -> nn.Module:
-    """A copy of `compact` where the pairs that save nothing are one layer again, W = A B.
+    """Return a copy of `compact` in which pairs that save no weights are one layer again, W = A B.
 
-    It computes what `compact` computes and is what savings are reported on (section 3).
+    The outputs stay the same. Savings are reported for this network (section 3).
 
     Args:
-        compact: a network that `decompose` split in every layer, fine-tuned or not.
-        original: the network before that; only its layers' shapes are used.
+        compact: network from `decompose` with every layer of `plan` replaced, fine-tuned or not.
+        original: the network before `decompose`; only the shapes of its layers are used.
+
+    >>> network = nn.Sequential(nn.Linear(8, 6), nn.ReLU())
+    >>> layer = LayerRank("0", d=8, m=6, weight_rank=6, k_s=8, k_t=6, rank=5, correct=None)
+    >>> plan = RankPlan((layer,), tolerance=None, mode="example", total=0, correct=None)
+    >>> merge_useless(decompose(network, plan), network, plan)[0]
+    Linear(in_features=8, out_features=6, bias=True)
+
+    Raises:
+        ValueError: the plan does not match `original`, or a layer of `compact` is not a pair.
     """
     network = copy.deepcopy(compact)
     for entry, layer in planned_layers(original, plan):
         if not entry.useful:
-            pair = network.get_submodule(entry.layer)
-            if not isinstance(pair, nn.Sequential):
-                raise ValueError(f"layer {entry.layer!r} is not split: there is nothing to merge")
-            first, second = pair
-            merged = copy.deepcopy(layer).to(first.weight.device)
-            set_weight_matrix(merged, weight_matrix(first) @ weight_matrix(second))
-            if merged.bias is not None:
-                merged.bias.data.copy_(second.bias.data)
-            network = put(network, entry.layer, merged)
+            factors = network.get_submodule(entry.layer)
+            if not isinstance(factors, Factors):
+                raise ValueError(f"layer {entry.layer!r} is not decomposed, so there is nothing to merge")
+            network = replace_module(network, entry.layer, merged(factors, layer))
     return network
+
+
+def merged(factors: Factors, layer: MatrixLayer) -> MatrixLayer:
+    """Return a copy of `layer` with the product of the factors as its weight."""
+    first, second = factors.pair
+    single = copy.deepcopy(layer).to(first.weight.device)
+    set_weight_matrix(single, weight_matrix(first) @ weight_matrix(second))
+    copy_bias(second, single)
+    return single
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters of a network, and the multiply-accumulate operations its products take for one image."""
+    """Number of parameters of a network and of multiply-accumulate operations (MACs) for one image."""
 
     params: int
     macs: int
 
 
 def count_cost(model: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -> Cost:
-    """Count all parameters, and the MACs of all matrix products and convolutions for one image (c, h, w).
+    """Count all parameters, and the MACs of all matrix products and convolutions, for one image (c, h, w).
 
-    A layer costs one MAC for each weight and each row it multiplies; attention also Q K^T and the product with V,
-    2 n^2 d for n tokens of width d. Norms, activations and biases are not counted.
+    A layer has one MAC per weight and row of X. Attention adds Q K^T and the product with V: 2 n^2 d for n tokens of
+    width d. Normalization, activations and biases are not counted.
+
+    >>> count_cost(nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False))  # 216 weights, 32 x 32 positions
+    Cost(params=216, macs=221184)
     """
     image = next(model.parameters()).new_zeros(1, *image_shape)
-    with evaluating(model), products_in_sight(), FlopCounterMode(display=False) as counter:
+    with evaluating(model), unfused_attention(), FlopCounterMode(display=False) as counter:
         model(image)
     return Cost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2)
 
 
 @contextmanager
-def products_in_sight() -> Iterator[None]:
-    """Inside the block attention is computed by single products: the flop counter does not see into fused kernels."""
+def unfused_attention() -> Iterator[None]:
+    """Compute attention as separate matrix products inside the block: the FLOP counter ignores fused kernels."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -201,16 +270,38 @@ def products_in_sight() -> Iterator[None]:
 
 
 def save_compact(model: nn.Module, plan: RankPlan, folder: Path | str) -> None:
-    """Write a compact network as `weights.safetensors` and its plan as `plan.json` into `folder`."""
+    """Write a compact network to `folder`: its weights to `weights.safetensors` and its plan to `plan.json`.
+
+    >>> import tempfile
+    >>> network = nn.Sequential(nn.Linear(8, 6))
+    >>> layer = LayerRank("0", d=8, m=6, weight_rank=6, k_s=8, k_t=6, rank=2, correct=None)
+    >>> plan = RankPlan((layer,), tolerance=None, mode="example", total=0, correct=None)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_compact(decompose(network, plan), plan, folder)
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['plan.json', 'weights.safetensors']
+    """
     plan.save(Path(folder) / "plan.json")
     write_weights(Path(folder) / "weights.safetensors", model)
 
 
 def load_compact(model: nn.Module, folder: Path | str) -> nn.Module:
-    """Rebuild what `save_compact` wrote on a copy of `model`, the network before it was split (weights not used).
+    """Return the compact network that `save_compact` wrote.
+
+    Args:
+        model: the network before `decompose`; only its structure is used, not its weights.
+
+    >>> import tempfile
+    >>> network = nn.Sequential(nn.Linear(8, 6))
+    >>> layer = LayerRank("0", d=8, m=6, weight_rank=6, k_s=8, k_t=6, rank=2, correct=None)
+    >>> plan = RankPlan((layer,), tolerance=None, mode="example", total=0, correct=None)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_compact(decompose(network, plan), plan, folder)
+    ...     load_compact(network, folder)[0].pair[0]
+    Linear(in_features=8, out_features=2, bias=False)
 
     Raises:
-        ValueError: a damaged file, or a plan or weights of another network.
+        ValueError: a file is damaged, or the plan or the weights do not match the network.
     """
     plan = RankPlan.load(Path(folder) / "plan.json")
     weights = Path(folder) / "weights.safetensors"
@@ -219,15 +310,9 @@ def load_compact(model: nn.Module, folder: Path | str) -> nn.Module:
     for entry, layer in planned_layers(network, plan):
         first = state.get(f"{entry.layer}.0.weight".lstrip("."))
         if first is not None:
-            network = put(network, entry.layer, empty_split(layer, first.shape[0]))
+            network = replace_module(network, entry.layer, empty_factors(layer, first.shape[0]))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{weights}: weights of another network than {type(model).__name__}: {error}") from error
+        raise ValueError(f"{weights}: the weights do not match {type(model).__name__} ({error})") from error
     return network
-
-
-def project_layer(layer: MatrixLayer, gram: Tensor, k_s: int, k_t: int) -> None:
-    """Put W' in the place of the layer's W; `gram` is X^T X (d, d) of the unmodified network's layer."""
-    W = weight_matrix(layer)
-    set_weight_matrix(layer, project_weight(W, *layer_spectra(gram, W), k_s, k_t))

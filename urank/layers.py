@@ -1,78 +1,97 @@
-"""A layer seen as a matrix W (d x m) that acts on rows: Y = X W.
+"""View a layer as a matrix W (d, m) that acts on rows: Y = X W.
 
-A linear layer's rows are its input vectors. A convolution's rows are its flattened input patches, one an output
-position, with d = c_in * k_h * k_w features in the order of `torch.nn.functional.unfold`, and m = c_out. The bias is
-no part of W.
+A linear layer has one row of X per input vector. A convolution has one row per output position: the flattened input
+patch, with d = c_in * k_h * k_w features in the order of `torch.nn.functional.unfold`, and m = c_out. The bias is not
+part of W.
 
-A subclass of `nn.Linear` or `nn.Conv2d` may do anything in its forward. Whether it is a matrix is found out by running
-it, without data, and watching which products it computes (`watch_products`).
+A subclass of `nn.Linear` or `nn.Conv2d` may override `forward`. To find out whether it still is a plain matrix product,
+we run it on the meta device and observe its calls of `F.linear` and `F.conv2d`.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from urank.attention import obstacle
+from urank.attention import unsupported_reason
 from urank.numerics import full_precision
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MatrixLayer = nn.Linear | nn.Conv2d
 
 
 def matrix_layers(model: nn.Module) -> dict[str, MatrixLayer]:
-    """The layers of `model` that are matrices, by their `named_modules()` path, in order of registration.
+    """Return the layers of `model` that can be measured, by their `named_modules()` path, in order of registration.
 
-    Left out, among others (see `skipped_layers`), are grouped convolutions. One with g groups is g matrices; a
-    depthwise one has a matrix k^2 x 1 in every group, the rank of which is always 1: there is nothing to measure.
+    These are linear layers and ungrouped convolutions; `skipped_layers` gives the reasons for all others. A convolution
+    with g groups is g separate matrices. In a depthwise convolution each of them is k^2 x 1 and has rank 1.
+
+    >>> list(matrix_layers(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 2))))
+    ['0', '3']
 
     Raises:
-        ValueError: there is none, or a layer's weight has another user, which a projection would change as well.
+        ValueError: the network has no such layer, or two modules share the weight of one.
     """
-    layers = {name: module for name, module in weight_holders(model).items() if skip_reason(module) is None}
+    holders = weight_holders(model).items()
+    layers = {name: module for name, module in holders if isinstance(module, MatrixLayer) and not skip_reason(module)}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer to measure: no nn.Linear and no ungrouped nn.Conv2d")
-    paths: dict[nn.Parameter, list[str]] = {}
+    paths: dict[Tensor, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         paths.setdefault(parameter, []).append(repr(path.rpartition(".")[0]))
     for layer in layers.values():
         if len(paths[layer.weight]) > 1:
             raise ValueError(
-                f"{' and '.join(paths[layer.weight])} share one weight: measure separate_uses(model, images), in which "
-                "each has its own"
+                f"{' and '.join(paths[layer.weight])} share one weight: measure separate_uses(model, images), where "
+                "each module has its own copy"
             )
     return layers
 
 
 def skipped_layers(model: nn.Module) -> dict[str, str]:
-    """The modules with a weight matrix that `matrix_layers` leaves out, each with its reason."""
+    """Return the modules with a weight matrix that `matrix_layers` skips, with the reason for each.
+
+    >>> skipped_layers(nn.Sequential(nn.Linear(8, 8), nn.Embedding(5, 8)))
+    {'1': 'Embedding (weight) is not a linear layer or a 2-d convolution'}
+    """
     reasons = {name: skip_reason(module) for name, module in weight_holders(model).items()}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def coverage(model: nn.Module, images: Tensor | None = None) -> pd.DataFrame:
-    """What of `model` is measured: a row for each module with a weight matrix, in order of registration.
+def coverage(model: nn.Module, images: Tensor | None = None) -> "pd.DataFrame":
+    """Return a table of the parts of `model` that are measured: one row per module with a weight matrix.
 
-    Columns: layer (path), type, params (all that the module holds; those it shares count where they come first),
-    share (of the parameters of the network, 0 to 1; what is missing from their sum are norms and lone biases),
-    measured, reason (why not, else empty).
+    Columns: layer (path), type, params (parameters of the module; shared parameters count at their first module),
+    share (of all parameters of the network, 0 to 1), measured (bool), reason (why it is skipped, or empty). Shares add
+    up to less than 1 because normalization layers have no row. Rows are in order of registration.
 
-    Layers that share one weight count as measured: each has its own in `separate_uses(model, images)`.
+    Layers that share a weight count as measured because `separate_uses(model, images)` gives each its own.
 
     Args:
-        images: run once, if given, to find out which layers' weights a forward pass does not multiply by.
+        images: batch for one forward pass, to find the layers that it does not use; default: not checked.
+
+    >>> coverage(nn.Sequential(nn.Linear(8, 8), nn.Embedding(5, 8)))[["layer", "type", "params", "measured"]]
+      layer       type  params  measured
+    0     0     Linear      72      True
+    1     1  Embedding      40     False
 
     Raises:
-        ValueError: with `images`, for a network that `matrix_layers` refuses.
+        ValueError: `images` are given and `matrix_layers` rejects the network.
     """
-    holders, total, counted, rows = weight_holders(model), sum(p.numel() for p in model.parameters()), set(), []
+    import pandas as pd  # slow to import, and only needed for this table
+
+    holders = weight_holders(model)
     used = holders if images is None else used_layers(model, images)
+    total, rows = sum(parameter.numel() for parameter in model.parameters()), []
+    counted: set[nn.Parameter] = set()
     for name, module in holders.items():
         own = set(held_parameters(module)) - counted
         counted |= own
@@ -84,7 +103,7 @@ def coverage(model: nn.Module, images: Tensor | None = None) -> pd.DataFrame:
 
 
 def used_layers(model: nn.Module, images: Tensor) -> list[str]:
-    """The matrix layers by whose weights one forward pass multiplies, in that order, once a product."""
+    """Return the layers used in one forward pass, in call order; a layer that is called twice is listed twice."""
     used: list[str] = []
     with evaluating(model):
         watch_inputs(model, images, matrix_layers(model), lambda name, *_: used.append(name))
@@ -92,68 +111,78 @@ def used_layers(model: nn.Module, images: Tensor) -> list[str]:
 
 
 def weight_holders(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that hold a parameter of two or more dimensions; what is below a `whole` one belongs to it."""
-    found, below = {}, set()
+    """Return the modules that hold a parameter with two or more dimensions, by path.
+
+    Submodules of a layer or an attention module are not listed separately; see `owns_submodules`.
+    """
+    found: dict[str, nn.Module] = {}
+    owned: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if module not in below and any(parameter.ndim > 1 for parameter in held_parameters(module)):
+        if module not in owned and any(parameter.ndim > 1 for parameter in held_parameters(module)):
             found[name] = module
-            below |= set(module.modules()) if whole(module) else set()
+            owned |= set(module.modules()) if owns_submodules(module) else set()
     return found
 
 
-def whole(module: nn.Module) -> bool:
-    """True for a module that uses all that is below it: a layer, or an attention, whose `out_proj` nobody calls."""
+def owns_submodules(module: nn.Module) -> bool:
+    """Return True if the parameters of submodules belong to this module.
+
+    `nn.MultiheadAttention` reads the weight of its `out_proj` without calling it, so `out_proj` is not a layer.
+    """
     return isinstance(module, MatrixLayer | nn.MultiheadAttention)
 
 
 def held_parameters(module: nn.Module) -> list[nn.Parameter]:
-    return list(module.parameters(recurse=whole(module)))
+    """Return the parameters of a module, including those of its submodules if it owns them."""
+    return list(module.parameters(recurse=owns_submodules(module)))
 
 
 def skip_reason(module: nn.Module) -> str | None:
-    """Why a module that holds a weight is not one matrix; None where it is one."""
+    """Return why a module that holds a weight is not a single matrix, or None if it is."""
     if isinstance(module, MatrixLayer):
         return layer_skip_reason(module)
     if isinstance(module, nn.MultiheadAttention):
         names = " and ".join(name for name, parameter in module.named_parameters() if parameter.ndim > 1)
-        why = obstacle(module)
-        remedy = "use explicit_attention(model)" if why is None else f"explicit_attention leaves it as it is: {why}"
-        return f"attention that reads {names} and calls no layer ({remedy})"
+        why = unsupported_reason(module)
+        remedy = "use explicit_attention(model)" if why is None else f"explicit_attention cannot convert it: {why}"
+        return f"attention that multiplies by {names} without calling a layer ({remedy})"
     names = ", ".join(name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1)
     return f"{type(module).__name__} ({names}) is not a linear layer or a 2-d convolution"
 
 
 def layer_skip_reason(layer: MatrixLayer) -> str | None:
+    """Return why a linear layer or convolution is not a single matrix, or None if it is."""
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return f"grouped convolution ({layer.groups} groups): a stack of matrices, not one"
     if not isinstance(layer.weight, nn.Parameter):
-        return "its weight is computed (a parametrization): nothing can be put in its place"
+        return "its weight is computed (a parametrization) and cannot be replaced"
     if layer.weight.is_complex():
         return "its weight is complex"
-    if is_plain(layer):
+    if has_standard_forward(layer):
         return None
-    try:  # as it is, and as the first of two factors
-        return differs_from_a_matrix(layer) or differs_from_a_matrix(thin(on_meta(layer), 1))
-    except Exception as error:  # a forward may raise anything; what it raised is the reason
-        return f"the forward of {type(layer).__name__} cannot be tried out on the meta device: {error}"
+    try:  # the layer itself, and the copy that becomes the first of two factors
+        return custom_forward_reason(layer) or custom_forward_reason(with_outputs(meta_copy(layer), 1))
+    except Exception as error:  # a custom forward may raise anything; the error becomes the reason
+        return f"the forward of {type(layer).__name__} does not run on the meta device: {error}"
 
 
-def is_plain(layer: MatrixLayer) -> bool:
-    """True where the layer's forward is torch's own."""
-    torchs = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
-    methods = ("forward",) if torchs is nn.Linear else ("forward", "_conv_forward")
-    return all(getattr(getattr(layer, name), "__func__", None) is getattr(torchs, name) for name in methods)
+def has_standard_forward(layer: MatrixLayer) -> bool:
+    """Return True if the layer's forward is that of `nn.Linear` or `nn.Conv2d`."""
+    standard = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    methods = ("forward",) if standard is nn.Linear else ("forward", "_conv_forward")
+    return all(getattr(getattr(layer, name), "__func__", None) is getattr(standard, name) for name in methods)
 
 
-def on_meta(module: nn.Module) -> nn.Module:
-    """A copy of `module` without data, made without copying any."""
-    memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()}
-    memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
-    return copy.deepcopy(module, memo)
+def meta_copy(layer: MatrixLayer) -> MatrixLayer:
+    """Return a copy of a layer on the meta device; no data are copied."""
+    memo: dict[int, Tensor] = {id(buffer): torch.empty_like(buffer, device="meta") for buffer in layer.buffers()}
+    for parameter in layer.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    return copy.deepcopy(layer, memo)
 
 
-def thin(layer: MatrixLayer, r: int) -> MatrixLayer:
-    """A copy of `layer`, whatever its forward does, with r outputs, no bias, and a weight that is not set yet."""
+def with_outputs(layer: MatrixLayer, r: int) -> MatrixLayer:
+    """Return a copy of a layer with r outputs, the same forward, no bias and an uninitialized weight."""
     weight = nn.Parameter(layer.weight.new_empty(r, *layer.weight.shape[1:]))
     copied = copy.deepcopy(layer, {id(layer.weight): weight, id(layer.bias): None})
     setattr(copied, "out_features" if isinstance(layer, nn.Linear) else "out_channels", r)
@@ -161,46 +190,45 @@ def thin(layer: MatrixLayer, r: int) -> MatrixLayer:
 
 
 class Product(NamedTuple):
-    """A call of `F.linear` or `F.conv2d`: its arguments by name, what it returned, and that tensor's version."""
+    """One call of `F.linear` or `F.conv2d`.
 
-    operands: dict
+    Attributes:
+        operands: the arguments by name.
+        output: the result.
+        version: version counter of `output` after the call; an in-place operation increments it.
+    """
+
+    operands: dict[str, Any]
     output: Tensor
     version: int
 
 
-class _Watch(TorchFunctionMode):
-    """Inside, `see` is told of every product as it is made."""
+class _ProductWatcher(TorchFunctionMode):
+    """Pass every product inside the block to `callback`."""
 
-    def __init__(self, see: Callable[[Product], None]):
+    def __init__(self, callback: Callable[[Product], None]):
         super().__init__()
-        self.see = see
+        self.callback = callback
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func in (F.linear, F.conv2d):
             names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-            self.see(Product(dict(zip(names, args)) | (kwargs or {}), output, output._version))
+            self.callback(Product(dict(zip(names, args)) | (kwargs or {}), output, output._version))
         return output
 
 
-@torch.no_grad()
-def watch_products(layer: MatrixLayer, *args, **kwargs) -> tuple[list[Product], Tensor]:
-    """The products that the forward of `layer`, called with these arguments, computes, and what it returns."""
-    products: list[Product] = []
-    with _Watch(products.append):
-        output = layer.forward(*args, **kwargs)
-    return products, output
-
-
-def differs_from_a_matrix(layer: MatrixLayer) -> str | None:
-    """What a forward other than torch's does that a matrix does not; None where it only prepares the operand."""
+def custom_forward_reason(layer: MatrixLayer) -> str | None:
+    """Return why a custom `forward` is not a plain matrix product, or None if it only prepares the input."""
     name = f"the forward of {type(layer).__name__}"
-    layer = on_meta(layer).eval()
+    layer = meta_copy(layer).eval()
     inputs = torch.empty(sample_shape(layer), dtype=layer.weight.dtype, device="meta")
-    products, output = watch_products(layer, inputs)
+    products: list[Product] = []
+    with torch.no_grad(), _ProductWatcher(products.append):
+        output = layer.forward(inputs)
     if len(products) != 1:
-        return f"{name} makes {len(products)} calls of F.linear and F.conv2d, not one"
-    (product,) = products
+        return f"{name} makes {len(products)} calls of F.linear or F.conv2d instead of one"
+    [product] = products
     if product.operands["weight"] is not layer.weight:
         return f"{name} computes the weight: nothing can be put in its place"
     if product.operands.get("bias") is not layer.bias:
@@ -212,64 +240,79 @@ def differs_from_a_matrix(layer: MatrixLayer) -> str | None:
 
 
 def sample_shape(layer: MatrixLayer) -> tuple[int, ...]:
-    """A small input: two vectors, or an image a little larger than the kernel."""
+    """Return the shape of a small input: two vectors, or one image slightly larger than the kernel."""
     if isinstance(layer, nn.Linear):
         return 2, layer.in_features
     return 1, layer.in_channels, *(dilation * k + 1 for dilation, k in zip(layer.dilation, layer.kernel_size))
 
 
-def plain_layer(layer: MatrixLayer, operands: dict) -> MatrixLayer:
-    """A layer of torch's own, without numbers (on the meta device), that makes the product `layer` makes."""
+def standard_layer(layer: MatrixLayer, operands: dict[str, Any]) -> MatrixLayer:
+    """Return an `nn.Linear` or `nn.Conv2d` on the meta device that computes the product with these operands."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, layer.out_features, device="meta")
     geometry = {name: operands[name] for name in ("stride", "padding", "dilation") if name in operands}
-    m, c, *kernel = layer.weight.shape
-    return nn.Conv2d(c, m, kernel, **geometry, device="meta")
+    m, c, height, width = layer.weight.shape
+    return nn.Conv2d(c, m, (height, width), **geometry, device="meta")
 
 
 def watch_inputs(
-    model: nn.Module, images: Tensor, layers: dict[str, MatrixLayer], see: Callable[[str, MatrixLayer, Tensor], None]
+    model: nn.Module,
+    images: Tensor,
+    layers: dict[str, MatrixLayer],
+    callback: Callable[[str, MatrixLayer, Tensor], None],
 ) -> None:
-    """Run the network on `images`; see(name, layer, inputs) is told of every product with a weight of `layers`.
+    """Run the network and call `callback(name, layer, inputs)` for every product with a weight of `layers`.
 
-    `inputs` are what is multiplied, an image as padded by a forward of its own say, and `layer` is the `plain_layer`
-    that would do it. Who makes the product, the layer or a module that reads its weight, makes no difference.
+    `inputs` is the tensor that is multiplied, for example an image that a custom forward has padded. `layer` is the
+    `standard_layer` for this product. The product is observed even if another module reads the weight and computes it.
     """
     names = {id(layer.weight): name for name, layer in layers.items()}
 
-    def told(product: Product) -> None:
+    def on_product(product: Product) -> None:
         name = names.get(id(product.operands["weight"]))
         if name is not None:
-            see(name, plain_layer(layers[name], product.operands), product.operands["input"])
+            callback(name, standard_layer(layers[name], product.operands), product.operands["input"])
 
-    with _Watch(told):
+    with _ProductWatcher(on_product):
         model(images)
 
 
 def weight_matrix(layer: MatrixLayer) -> Tensor:
-    """W of `layer`, (d, m), in float64; a copy, on the CPU where the device has no float64 (MPS)."""
+    """Return a float64 copy of W (d, m) of a layer, on the layer's device (on the CPU for MPS, which has no float64).
+
+    >>> weight_matrix(nn.Conv2d(3, 8, kernel_size=5)).shape
+    torch.Size([75, 8])
+    """
     weight = layer.weight.detach().flatten(1).T
     return (weight.cpu() if weight.device.type == "mps" else weight).to(torch.float64, copy=True)
 
 
 @torch.no_grad()
 def set_weight_matrix(layer: MatrixLayer, W: Tensor) -> None:
-    """Put W (d, m) into `layer`, rounded to the layer's own precision.
+    """Write W (d, m) into a layer in place, rounded to the layer's precision.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> set_weight_matrix(layer, torch.ones(3, 2))
+    >>> layer.weight.sum().item()
+    6.0
 
     Raises:
-        ValueError: W has another shape than the layer's matrix.
+        ValueError: W does not have the shape of the layer's matrix.
     """
     m, *features = layer.weight.shape
     if W.shape != (math.prod(features), m):
-        raise ValueError(f"the layer's matrix is {math.prod(features)} x {m}, got one of shape {tuple(W.shape)}")
+        raise ValueError(f"W must be {math.prod(features)} x {m} for this layer, got shape {tuple(W.shape)}")
     layer.weight.copy_(W.T.reshape(layer.weight.shape))
 
 
 def input_rows(layer: MatrixLayer, inputs: Tensor) -> Tensor:
-    """The rows of X (rows, d) that `layer` multiplies when it is called on `inputs`.
+    """Return the rows X (rows, d) that `layer` multiplies by W.
 
     Args:
         inputs: (..., d) for a linear layer, (n, c_in, h, w) for a convolution.
+
+    >>> input_rows(nn.Conv2d(3, 8, kernel_size=5), torch.randn(2, 3, 32, 32)).shape
+    torch.Size([1568, 75])
     """
     if isinstance(layer, nn.Linear):
         return inputs.reshape(-1, layer.in_features)
@@ -278,17 +321,14 @@ def input_rows(layer: MatrixLayer, inputs: Tensor) -> Tensor:
 
 
 def pad(conv: nn.Conv2d, images: Tensor) -> Tensor:
-    """`images` (n, c, h, w) with the border that `conv` would add ("same" and every padding mode included)."""
+    """Pad images (n, c, h, w) as `conv` does, with any padding mode and size, including "same"."""
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return F.pad(images, conv._reversed_padding_repeated_twice, mode=mode)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, without gradients, in the model's own precision: no autocast, no TF32.
-
-    Every module's own mode comes back after it.
-    """
+    """Use evaluation mode inside the block, without gradients, autocast or TF32; then restore every module's mode."""
     modes = {module: module.training for module in model.modules()}
     devices = {parameter.device for parameter in model.parameters()} or {torch.device("cpu")}
     model.eval()

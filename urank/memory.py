@@ -1,8 +1,8 @@
-"""How much memory this process may take, and where freed memory goes: back to the system, or to the next layer.
+"""Control and measure the memory of this process (Linux with glibc).
 
-glibc takes each block of more than 32 MiB anew from the system and gives it back when it is freed, and the system
-zeroes its pages for whoever touches them next. The activations of a few hundred images are such blocks: a thin network
-on a processor can spend more time on this than on its convolutions. The speed page has the ratios.
+By default glibc returns every freed block above 32 MiB to the operating system, and Linux zeroes its pages before they
+are used again. The activations of a few hundred images are such blocks. On a CPU a thin network can spend more time on
+zeroing pages than on its convolutions.
 """
 
 import ctypes
@@ -11,47 +11,62 @@ from pathlib import Path
 
 import psutil
 
-KEEPING = {-1: -1, -4: 0}  # mallopt's M_TRIM_THRESHOLD and M_MMAP_MAX: never
+# mallopt options M_TRIM_THRESHOLD and M_MMAP_MAX: never trim the heap, never use mmap for large blocks.
+KEEP_FREED_BLOCKS = {-1: -1, -4: 0}
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, for what it allocates next.
+def uses_glibc() -> bool:
+    """Return True if the C library is glibc, whose allocator this module controls."""
+    return platform.libc_ver()[0] == "glibc"
 
-    Networks are then evaluated faster on the processor, and the process stays as large as it has been. The `urank`
-    command does so; a library does not decide this for the process that imports it, and there is no way back. Nothing
-    that is computed changes. Of blocks above 64 MiB only those of the main thread are kept.
+
+def keep_freed_memory() -> bool:
+    """Keep freed memory in this process and reuse it for later allocations.
+
+    This speeds up evaluation on a CPU; results do not change. The process then keeps the memory of its peak usage, and
+    the setting cannot be reverted. The `urank` command calls this function; the library never does. glibc still returns
+    blocks above 64 MiB that other threads than the main one free.
 
     Returns:
-        Whether it was done: other C libraries than glibc are left as they are.
+        True if the setting was applied, False if the C library is not glibc.
+
+    >>> applied = keep_freed_memory()
     """
-    if platform.libc_ver()[0] != "glibc":
+    if not uses_glibc():
         return False
-    return all(ctypes.CDLL(None).mallopt(option, value) for option, value in KEEPING.items())
+    return all(ctypes.CDLL(None).mallopt(option, value) for option, value in KEEP_FREED_BLOCKS.items())
 
 
 def give_back_freed_memory() -> None:
-    """Give the system what was freed and kept until now, where the C library can (glibc)."""
-    if platform.libc_ver()[0] == "glibc":
+    """Return the memory that this process has freed and kept to the operating system (glibc only)."""
+    if uses_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process may still take: of the machine, or of a container around it (cgroup v2) that has less.
+    """Return how many bytes this process can still allocate on this machine or in its container (cgroup v2).
 
-    What the process itself has freed counts, and is given back for that.
+    Memory that this process has freed is first returned to the operating system, so that it counts as free.
+
+    Args:
+        cgroups: mount point of the control groups.
+        own: file that lists the control groups of this process.
     """
     give_back_freed_memory()
     free = [psutil.virtual_memory().available]
-    for path in own.read_text().splitlines() if own.exists() else []:
-        if path.startswith("0::/"):
-            group = cgroups / path.removeprefix("0::/")
+    for line in own.read_text().splitlines() if own.exists() else []:
+        if line.startswith("0::/"):
+            group = cgroups / line.removeprefix("0::/")
             free += [left for one in (group, *group.parents) if (left := left_in(one)) is not None]
     return max(0, min(free))
 
 
 def left_in(group: Path) -> int | None:
-    """Bytes that a control group may still take, its cached files counted as free; None where it has no limit."""
+    """Return how many bytes a control group can still allocate, or None if it has no limit.
+
+    The kernel drops inactive cached files when memory is short, so they count as free.
+    """
     limit = group / "memory.max"
     most = limit.read_text().strip() if limit.exists() else "max"
     if most == "max":

@@ -1,28 +1,33 @@
-"""In which arithmetic a device multiplies, and by which algorithms."""
+"""Floating-point precision and numerical algorithms, by device."""
 
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-TRIED = 3  # algorithms for each convolution
+CUDNN_CANDIDATES = 3  # algorithms that cuDNN times per convolution shape
+
+# CUDA compute capabilities with float64 at half the speed of float32: P100, V100, A100, H100, B200
+FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """No TF32 and no autocast inside, whatever is set outside: float32 is float32."""
-    available = torch.amp.is_autocast_available(device.type)  # not so for "meta"
+    """Disable TF32 and autocast inside the block, so that float32 operations have full precision."""
+    available = torch.amp.is_autocast_available(device.type)  # False for "meta"
     with ieee_float32(), torch.autocast(device.type, enabled=False) if available else nullcontext():
         yield
 
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """No TF32 inside, nor bfloat16 in its place; cuDNN's convolutions use TF32 unless they are told not to."""
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    """Disable TF32, and bfloat16 in its place, inside the block; cuDNN's convolutions use TF32 by default."""
+    backends: Any = torch.backends  # torch's annotations lack some of these attributes
+    cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
     settings = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
     before = [setting.fp32_precision for setting in settings]
     try:
@@ -35,40 +40,45 @@ def ieee_float32() -> Iterator[None]:
 
 
 @contextmanager
-def tried_convolutions() -> Iterator[None]:
-    """Inside the block cuDNN tries some of its algorithms for each shape and takes the fastest, on GPUs.
+def benchmarked_convolutions() -> Iterator[None]:
+    """Let cuDNN time `CUDNN_CANDIDATES` algorithms per convolution shape inside the block and use the fastest.
 
-    A split network has its ranks as numbers of channels. For odd ones others report choices many times slower. To try
-    them takes seconds at the beginning of a fit: a split VGG19's first epoch took 6.4 s of an H100, the others 1.1.
+    A decomposed network has its ranks as numbers of channels. For odd channel counts cuDNN's heuristic can choose an
+    algorithm that is many times slower than the best. The search takes a few seconds at the start of a fit: the first
+    epoch of a decomposed VGG19 took 6.4 s on an H100, later epochs 1.1 s.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.benchmark_limit
     try:
-        cudnn.benchmark, cudnn.benchmark_limit = True, TRIED
+        cudnn.benchmark, cudnn.benchmark_limit = True, CUDNN_CANDIDATES
         yield
     finally:
         cudnn.benchmark, cudnn.benchmark_limit = before
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """bfloat16 autocast for "bfloat16", and for "auto" where the device multiplies it faster than float32."""
+    """Return a context manager for bfloat16 autocast if `arithmetic(device, precision)` is "bfloat16"."""
     bfloat16 = arithmetic(device, precision) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
 
 def arithmetic(device: torch.device, precision: str) -> str:
-    """What `precision`, which may be "auto", means on `device`: "float32" or "bfloat16"."""
+    """Return "float32" or "bfloat16": `precision`, where "auto" means the faster of the two on `device`.
+
+    >>> arithmetic(torch.device("cpu"), "float32")
+    'float32'
+    """
     if precision != "auto":
         return precision
     return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """True where the device multiplies bfloat16 faster than float32: tensor cores, AMX, or AVX512-BF16 made by AMD.
+    """Return True if the device multiplies bfloat16 faster than float32.
 
-    AVX512-BF16 alone does not say: on an AMD EPYC (Zen 4) networks train 1.4 to 2.0 times as fast with it as in float32
-    (VGG11: 408 against 221 images a second), on an Intel Xeon VGG11 and ResNet18 train 7 to 17 % slower and are
-    evaluated no more than 6 % faster.
+    These are CUDA GPUs of compute capability 8.0 or higher, CPUs with AMX, and AMD CPUs with AVX512-BF16. On an AMD
+    EPYC (Zen 4) AVX512-BF16 made training 1.4 to 2.0 times as fast (VGG11: 408 instead of 221 images/s). On an Intel
+    Xeon it made training of VGG11 and ResNet18 7 to 17 % slower, and evaluation at most 6 % faster.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -80,19 +90,19 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def processor() -> Mapping:
-    """What torch knows of the processor, its name and instruction sets; older versions of torch know nothing."""
+    """Return the CPU's name and instruction sets as torch reports them; empty for older versions of torch."""
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
-FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # CUDA compute capabilities: P100, V100, A100, H100, B200
-
-
 def statistics_precision(device: torch.device) -> tuple[torch.device, torch.dtype]:
-    """Where the statistics of data on `device` are summed, always in float64, and the precision of their products.
+    """Return the device on which Gram matrices of data on `device` are summed, and the dtype of the products.
 
-    Products are float64 as well where that is fast: on the CPU, and on CUDA GPUs of the compute capabilities in
-    `FAST_FLOAT64`, which do half as many float64 operations a second as float32 ones. Other CUDA GPUs do 1/32 or 1/64
-    as many: products are float32 there (never TF32). Apple's MPS has no float64 at all: its data goes to the CPU.
+    Sums are always float64. Products are float64 on the CPU and on GPUs with fast float64 (`FAST_FLOAT64`). Other CUDA
+    GPUs run float64 at 1/32 or 1/64 of the speed of float32; there products are float32 (never TF32). Apple's MPS has
+    no float64, so its data is moved to the CPU.
+
+    >>> statistics_precision(torch.device("cpu"))
+    (device(type='cpu'), torch.float64)
     """
     if device.type == "mps":
         return torch.device("cpu"), torch.float64
@@ -101,19 +111,27 @@ def statistics_precision(device: torch.device) -> tuple[torch.device, torch.dtyp
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (n,), ascending, and eigenvectors (n, n) of a symmetric matrix; see `Spectrum.of` for failures."""
+    """Return eigenvalues (n,), ascending, and eigenvectors (n, n) of a symmetric matrix.
+
+    If torch's solver fails, warn and use NumPy's on the CPU. `Spectrum.of` documents the warning and the errors.
+    """
     try:
         return torch.linalg.eigh(matrix)
-    except RuntimeError as error:  # LinAlgError and NotImplementedError are; cuSOLVER fails as itself
+    except RuntimeError as error:  # the base class of LinAlgError, NotImplementedError and cuSOLVER's errors
         n, device = len(matrix), matrix.device
         warnings.warn(f"eigh of a {n} x {n} matrix failed on {device}: trying NumPy's ({error})", stacklevel=3)
-        # Another LAPACK: MKL's in torch, on two threads, does not converge on some matrices that are zero in most rows.
-        return tuple(torch.from_numpy(part).to(device) for part in np.linalg.eigh(matrix.cpu().numpy()))
+        # NumPy uses a different LAPACK than torch. With two threads, torch's (MKL) does not converge for some matrices
+        # in which most rows are zero.
+        values, vectors = np.linalg.eigh(matrix.cpu().numpy())
+        return torch.from_numpy(values).to(device), torch.from_numpy(vectors).to(device)
 
 
 def singular_values(W: Tensor) -> Tensor:
-    """The singular values of W (d, m) in float64, the largest first, on the processor.
+    """Return the singular values of W (d, m) in descending order, in float64 on the CPU.
 
-    One algorithm for all devices, at little cost: 0.05 s for 4608 x 512 on 16 cores, 0.04 s on an H100.
+    One algorithm for all devices, at little cost: for 4608 x 512 it takes 0.05 s on 16 cores; an H100 takes 0.04 s.
+
+    >>> singular_values(torch.diag(torch.tensor([1.0, 2.0]))).tolist()
+    [2.0, 1.0]
     """
     return torch.linalg.svdvals(W.cpu().double())

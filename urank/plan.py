@@ -1,4 +1,4 @@
-"""The outcome of a measurement as plain data: no tensors, JSON on disk, a DataFrame in a notebook."""
+"""Rank plans: the result of a search as plain data, without tensors, that saves as JSON and shows as a DataFrame."""
 
 import math
 from collections.abc import Iterable
@@ -9,19 +9,26 @@ from typing import get_args, get_origin
 
 import pandas as pd
 
+from urank._version import __version__
 from urank.files import read_json, write_json
 from urank.subspaces import mean_layer_utilization, utilization
 
 COLUMNS = ["layer", "d", "m", "weight_rank", "k_s", "k_t", "rank", "utilization", "correct"]
-COUNTS = ("labels", "agreement")  # what a correct image agrees with: its label, or the unmodified network's answer
+COUNTS = ("labels", "agreement")  # what a correct prediction agrees with: the label, or the unmodified network
+HOW = ("evaluation", "precision", "version")  # fields that plans of early versions do not have
+NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
 class Probe:
     """One question of the search: with dimension `k` on side "S" or "T" of `layer`, is the tolerance kept?
 
-    `correct` is the number of validation images classified correctly; None where a probe was ended as soon as its
-    failure was certain, and the least that passes where a sequential test accepted it unseen.
+    Attributes:
+        layer, side, k: the projection that was tried.
+        passed: whether enough validation images were classified correctly.
+        correct: how many were classified correctly; None if the probe failed, because it stops as soon as failure is
+            certain. With `evaluation="fast"` this is an upper bound: skipped images count as correct. The count of
+            the whole layer, `LayerRank.correct`, is counted over every image.
     """
 
     layer: str
@@ -33,11 +40,16 @@ class Probe:
 
 @dataclass(frozen=True)
 class LayerRank:
-    """One layer's outcome: W is d x m, S and T have k_s and k_t dimensions, W' has utilized rank `rank`.
+    """The utilized rank of one layer.
 
-    `weight_rank` is the same count for the unaltered W. `correct` is the number of validation images classified
-    correctly with this layer's projections in place (in joint mode also those of the layers searched before it); None
-    where no accuracy was consulted.
+    Attributes:
+        layer: path of the layer in the network.
+        d, m: input and output features; W is d x m.
+        weight_rank: utilized rank of the unmodified W.
+        k_s, k_t: dimensions of the input subspace S and the output subspace T.
+        rank: utilized rank of W' = P_S W P_T.
+        correct: validation images classified correctly with W' in place, in joint mode together with the layers
+            searched before; None if the ranks were chosen without validation images.
     """
 
     layer: str
@@ -51,28 +63,39 @@ class LayerRank:
 
     @property
     def utilization(self) -> float:
-        """rank / min(d, m), between 0 and 1."""
+        """Return rank / min(d, m), between 0 and 1."""
         return utilization(self.rank, self.d, self.m)
 
     @property
     def useful(self) -> bool:
-        """True where two thin factors, of rank 1 at least, hold fewer weights than W: r (d + m) < d m (section 2.3)."""
+        """Return whether two thin factors have fewer weights than W: r (d + m) < d m, with r >= 1 (section 2.3)."""
         return max(1, self.rank) * (self.d + self.m) < self.d * self.m
 
 
 @dataclass(frozen=True)
 class RankPlan:
-    """Utilized ranks of a network's layers, in the order of the forward pass.
+    """Utilized ranks of a network's layers, in the order of the forward pass, and how they were found.
 
     Attributes:
-        layers: one `LayerRank` a layer.
-        tolerance: accuracy points that one projection may cost; None where no accuracy was consulted.
+        layers: one `LayerRank` per layer.
+        tolerance: accuracy points that one projection may cost; None if no validation images were used.
         mode: "joint" or "isolated" (see `search_ranks`), or the name of the rule that chose the ranks.
-        total: number of validation images; 0 where none were used.
-        correct: of these, how many the unmodified network classifies correctly; None where none were used.
+        total: number of validation images; 0 if none were used.
+        correct: how many of them the unmodified network classifies correctly; None if none were used.
         probes: every question the search asked, in order.
-        counts: what a correct image is: "labels", one whose label is predicted, or "agreement", one whose prediction
+        counts: when an image counts as correct: "labels", if its label is predicted, or "agreement", if the prediction
             is the unmodified network's (see `Validation.agreement`).
+        evaluation: how probes were decided: "exact" or "fast" (see `search_ranks`), or "none" if there were no probes.
+        precision: number format in which validation images were run, for example "float32". "bfloat16" means that
+            uncertain images were repeated in the network's own precision.
+        version: version of urank that ran the search.
+
+    `evaluation`, `precision` and `version` are "not recorded" in a plan that was saved before urank kept them.
+
+    Example:
+        >>> plan = RankPlan((LayerRank("fc", 8, 4, 4, 3, 2, 2, None),), None, "energy", 0, None)
+        >>> plan.mlu
+        0.5
     """
 
     layers: tuple[LayerRank, ...]
@@ -82,36 +105,39 @@ class RankPlan:
     correct: int | None
     probes: tuple[Probe, ...] = field(default=(), repr=False)
     counts: str = "labels"
+    evaluation: str = "none"
+    precision: str = "none"
+    version: str = __version__
 
     @property
     def mlu(self) -> float:
-        """Mean layer utilization, between 0 and 1; a ValueError for a plan of no layer."""
+        """Return the mean layer utilization, between 0 and 1; raise a ValueError if the plan has no layer."""
         return mean_layer_utilization(layer.utilization for layer in self.layers)
 
     @property
     def weight_mlu(self) -> float:
-        """The same mean with the rank of the unaltered W: the paper's "original MLU", between 0 and 1."""
+        """Return the same mean for the unmodified W, the paper's "original MLU", between 0 and 1."""
         return mean_layer_utilization(utilization(layer.weight_rank, layer.d, layer.m) for layer in self.layers)
 
     @property
     def least_correct(self) -> int:
-        """How many images must be classified correctly for one projection of the unmodified network to pass."""
+        """Return how many images must be correct for the first projection of the unmodified network to pass."""
         return self.correct - allowed_loss(self.tolerance, self.total)
 
     def __getitem__(self, layer: str) -> LayerRank:
         return {entry.layer: entry for entry in self.layers}[layer]
 
     def in_order(self, names: Iterable[str]) -> "RankPlan":
-        """The same plan with its layers in the order of `names`, which has them all."""
+        """Return the plan with its layers in the order of `names`, which must contain all of them."""
         return replace(self, layers=tuple(self[name] for name in names))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer with the columns of `COLUMNS` (`correct` missing where no accuracy was consulted)."""
+        """Return one row per layer with the columns of `COLUMNS`; `correct` is missing without validation images."""
         rows = [asdict(layer) | dict(utilization=layer.utilization) for layer in self.layers]
         return pd.DataFrame(rows, columns=COLUMNS).astype({"correct": "Int64"})
 
     def probes_frame(self) -> pd.DataFrame:
-        """One row a probe: layer, side, k, passed, correct (missing where the probe was ended early)."""
+        """Return one row per probe: layer, side, k, passed, correct (missing if the probe failed)."""
         frame = pd.DataFrame([asdict(probe) for probe in self.probes], columns=[f.name for f in fields(Probe)])
         return frame.astype({"correct": "Int64"})
 
@@ -120,16 +146,16 @@ class RankPlan:
 
     @classmethod
     def from_dict(cls, content: dict) -> "RankPlan":
-        """The plan that `to_dict` wrote down.
+        """Return the plan from the output of `to_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError: a missing or unknown key, a value of the wrong type, another `counts`.
+            KeyError, TypeError, ValueError: a missing or unknown key, a value of the wrong type, or unknown `counts`.
         """
         layers = tuple(typed(LayerRank(**layer)) for layer in content["layers"])
         probes = tuple(typed(Probe(**probe)) for probe in content["probes"])
-        plan = typed(cls(**content | dict(layers=layers, probes=probes)))
+        plan = typed(cls(**dict.fromkeys(HOW, NOT_RECORDED) | content | dict(layers=layers, probes=probes)))
         if plan.counts not in COUNTS:
-            raise ValueError(f"counts is 'labels' or 'agreement', got {plan.counts!r}")
+            raise ValueError(f"counts must be 'labels' or 'agreement', got {plan.counts!r}")
         return plan
 
     def save(self, path: Path | str) -> None:
@@ -141,7 +167,7 @@ class RankPlan:
         """Read a plan that `save` wrote.
 
         Raises:
-            ValueError: the file is cut off or is no rank plan; the message names it and says why.
+            ValueError: the file is truncated or not a rank plan; the message names the file and the reason.
         """
         content = read_json(Path(path))
         try:
@@ -151,18 +177,18 @@ class RankPlan:
 
 
 def allowed_loss(tolerance: float, total: int) -> int:
-    """floor(tolerance total / 100) images, for the decimal number that was written (0.29 of 10,000 is 29)."""
+    """Return floor(tolerance total / 100) images in decimal arithmetic, so that 0.29 % of 10,000 is 29."""
     return math.floor(Fraction(str(tolerance)) * total / 100)
 
 
 def typed(entry):
-    """`entry`, a dataclass instance, if every plain value in it has its field's type; otherwise a TypeError.
+    """Return `entry`, a dataclass instance, if every plain value has its field's type; raise a TypeError otherwise.
 
-    An int passes for a float, a bool for nothing but a bool.
+    An int is accepted as a float; a bool only as a bool.
     """
     for entry_field in fields(entry):
         value, kind = getattr(entry, entry_field.name), entry_field.type
-        if get_origin(kind) is tuple:  # of entries, each checked by itself
+        if get_origin(kind) is tuple:  # its entries are checked separately
             continue
         allowed = get_args(kind) or (kind,)
         if type(value) not in allowed and not (float in allowed and type(value) is int):

@@ -1,27 +1,34 @@
-"""Layers that are used more than once, and how to tell their uses apart.
+"""Give each use of a shared layer its own weight, so that it has its own subspaces and its own rank.
 
-Two modules may share a weight, and one module may be called several times in a forward pass. A subspace and a rank
-belong to a use: here each use gets a weight of its own.
+A weight is shared if several modules hold it, or if a forward pass calls its layer several times.
 """
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from urank.layers import evaluating, matrix_layers
+from urank.layers import MatrixLayer, evaluating, matrix_layers
 
 
 def separate_uses(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy of `model` that computes the same and in which every call of a matrix layer is a layer.
+    """Return a copy of `model` with the same outputs, in which every call of a matrix layer has its own layer.
 
-    Modules and places that share a parameter get a copy each. A layer that one forward pass calls n > 1 times becomes
-    a `Uses` of n copies. What was one weight is then trained, projected and factored as several: the network has more
-    parameters, and a use may need a lower rank than all of them together. A weight that a module reads n times, without
-    calling its layer, stays one.
+    Each module gets its own copy of a shared parameter. A layer that is called n > 1 times in a forward pass becomes a
+    `Uses` of n copies. The copies are then trained, projected and decomposed separately, so the network has more
+    parameters. A single use may need a lower rank than all uses together.
+
+    If a module reads the weight of a layer several times without calling the layer, the uses are not separated.
 
     Args:
-        images: what the network takes, on its device; run once, to count the calls.
+        images: batch on the model's device, for one forward pass that counts the calls.
+
+    >>> import torch
+    >>> layer = nn.Linear(8, 8)
+    >>> list(matrix_layers(separate_uses(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(4, 8))))
+    ['0', '2']
 
     Raises:
         ValueError: the network has no matrix layer.
@@ -33,13 +40,14 @@ def separate_uses(model: nn.Module, images: Tensor) -> nn.Module:
     for name, n in repeated.items():
         network.set_submodule(name, Uses(layers[name], n))
     if repeated:
-        network.register_forward_pre_hook(restart)
+        network.register_forward_pre_hook(reset_uses)
     return network
 
 
 def untie(network: nn.Module) -> None:
-    """Give every place of a module with parameters a copy of it, then every module its own parameters."""
-    placed, owned = set(), set()
+    """Copy every module with parameters that occurs at several paths, then every parameter in several modules."""
+    placed: set[nn.Module] = set()
+    owned: set[nn.Parameter] = set()
     for path in [path for path, _ in network.named_modules(remove_duplicate=False)]:
         module = network.get_submodule(path)
         if module in placed and any(True for _ in module.parameters()):
@@ -53,10 +61,10 @@ def untie(network: nn.Module) -> None:
 
 
 class Uses(nn.ModuleList):
-    """n copies of `layer` that are called in turn; `restart` on the network begins with the first again.
+    """n copies of a layer that are called in turn; `reset_uses` starts again with the first.
 
     Raises:
-        ValueError: more calls than copies in one forward pass of the network.
+        ValueError: a forward pass of the network calls it more than n times.
     """
 
     def __init__(self, layer: nn.Module, n: int):
@@ -65,31 +73,41 @@ class Uses(nn.ModuleList):
         self.train(layer.training)
 
     @property
-    def weight(self) -> nn.Parameter:
-        """That of the copy whose turn it is, for networks that look at it (for its dtype, say)."""
-        return self[self.turn % len(self)].weight
+    def next(self) -> MatrixLayer:
+        """The copy that is called next."""
+        return cast(MatrixLayer, self[self.turn % len(self)])
 
     @property
-    def bias(self) -> nn.Parameter | None:
-        return self[self.turn % len(self)].bias
+    def weight(self) -> Tensor:
+        """The weight of the next copy, for networks that read it (its dtype, for example)."""
+        return self.next.weight
 
-    def forward(self, *args, **kwargs):
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the next copy."""
+        return self.next.bias
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.turn == len(self):
-            raise ValueError(f"a layer of {len(self)} uses is called once more: separate_uses saw another forward pass")
+            raise ValueError(
+                f"a layer with {len(self)} uses was called more often than in the forward pass of separate_uses: run "
+                "separate_uses again with such images"
+            )
+        layer = self.next
         self.turn += 1
-        return self[self.turn - 1](*args, **kwargs)
+        return layer(*args, **kwargs)
 
 
-def restart(network: nn.Module, _) -> None:
-    """A forward pre-hook: every `Uses` of the network begins with its first layer."""
+def reset_uses(network: nn.Module, _: Any) -> None:
+    """Start every `Uses` of the network with its first layer again (a forward pre-hook)."""
     for module in network.modules():
         if isinstance(module, Uses):
             module.turn = 0
 
 
-def count_calls(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> Counter:
-    """How often one forward pass calls each of `layers`; those it never calls are missing."""
-    calls = Counter()
+def count_calls(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> Counter[str]:
+    """Count how often a forward pass calls each layer; a layer that is not called has no entry."""
+    calls: Counter[str] = Counter()
     handles = [
         layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name])) for name, layer in layers.items()
     ]

@@ -1,10 +1,12 @@
-"""Images by name: digits that ship inside scikit-learn, CIFAR and ImageNet from a folder.
+"""Data sets by name: rendered digits, CIFAR-10, CIFAR-100 and ImageNet-1k.
 
-`load("digits10")` and `load("digits100")` draw small scenes around scikit-learn's handwritten digits and need no file;
-`load("cifar10")`, `load("cifar100")` and `load("imagenet-1k")` read the folder `data_folder()`.
+`load("digits10")` and `load("digits100")` render images from scikit-learn's handwritten digits and need no files.
+`load("cifar10")`, `load("cifar100")` and `load("imagenet-1k")` read files from `data_folder()`.
 """
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from urank.datasets import cifar, digits, imagenet
 from urank.datasets.images import Batches, Dataset, FileSplit, Split, View, data_folder
@@ -12,34 +14,36 @@ from urank.datasets.images import Batches, Dataset, FileSplit, Split, View, data
 __all__ = ["CLASSES", "Batches", "Dataset", "FileSplit", "Split", "View", "check_options", "data_folder", "load"]
 
 CLASSES = digits.CLASSES | cifar.CLASSES | imagenet.CLASSES
-READERS = (
-    dict.fromkeys(digits.CLASSES, digits.draw_digits)
-    | dict.fromkeys(cifar.CLASSES, cifar.read_cifar)
-    | dict.fromkeys(imagenet.CLASSES, imagenet.read_imagenet)
-)
+READERS: dict[str, Callable[..., Dataset]] = {
+    **dict.fromkeys(digits.CLASSES, digits.draw_digits),
+    **dict.fromkeys(cifar.CLASSES, cifar.read_cifar),
+    **dict.fromkeys(imagenet.CLASSES, imagenet.read_imagenet),
+}
 
 
-def load(name: str, **options) -> Dataset:
-    """The data set called `name`, one of `CLASSES`.
-
-    >>> dataset = load("digits100", train=10_000, seed=1)
-    >>> for images, labels in dataset.batches(dataset.test): ...
+def load(name: str, **options: Any) -> Dataset:
+    """Return a data set by name.
 
     Args:
-        options: of `digits.draw_digits`, `cifar.read_cifar` or `imagenet.read_imagenet`.
+        name: one of `CLASSES`.
+        options: keyword arguments of `digits.draw_digits`, `cifar.read_cifar` or `imagenet.read_imagenet`.
+
+    >>> dataset = load("digits10", train=100, test=20, seed=1)
+    >>> [(tuple(images.shape), tuple(labels.shape)) for images, labels in dataset.batches(dataset.test)]
+    [((20, 3, 32, 32), (20,))]
 
     Raises:
-        ValueError: another name, an option that the data set does not have, or files with bad content.
+        ValueError: the name is unknown, the data set does not have an option, or a file has invalid content.
         FileNotFoundError, ConnectionError: see `read_cifar` and `read_imagenet`.
     """
     if name not in CLASSES:
-        raise ValueError(f"there is no data set {name!r}; choose one of {', '.join(CLASSES)}")
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(CLASSES)}")
     check_options(name, options)
     return READERS[name](name, **options)
 
 
 def check_options(name: str, options: dict) -> None:
-    """Refuse an option that the data set called `name` does not have."""
+    """Raise ValueError if the data set does not have one of the options."""
     unknown = options.keys() - (inspect.signature(READERS[name]).parameters.keys() - {"name"})
     if unknown:
         raise ValueError(f"{name}: no such option: {', '.join(sorted(unknown))}")

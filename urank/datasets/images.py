@@ -1,7 +1,7 @@
-"""Images in memory and in files, and batches of them.
+"""Data sets of images in memory or in files, and batches of normalized images.
 
-Images are uint8 until a batch is normalized. A `Split` holds them, so that a data set of small images lies on a device
-whole; a `FileSplit` knows their files and reads them when they are asked for.
+Images are uint8 until a batch is normalized. A `Split` keeps all images in memory, on the CPU or a GPU. A `FileSplit`
+reads image files when a batch is requested.
 """
 
 import math
@@ -23,15 +23,20 @@ from tqdm import tqdm
 
 from urank.distributed import is_first
 
-THREADS = min(16, os.cpu_count() or 1)  # that decode; the libraries that do it release the interpreter
-AHEAD = 3  # batches that are being read while one is in use
-READ_AT_ONCE = 256  # images, when all of a split are read
-Rows = Tensor | slice  # which images: their indices, or from where to where
+READER_THREADS = min(16, os.cpu_count() or 1)  # decoding releases the interpreter lock
+PREFETCHED_BATCHES = 3  # batches that are read in advance
+READ_BATCH_SIZE = 256  # images per batch when a whole split is read into memory
+Rows = Tensor | slice  # the images of a batch: indices, or a range
 
 
 @dataclass(frozen=True)
 class Split:
-    """uint8 images (n, 3, h, w) and int64 labels (n,)."""
+    """uint8 images (n, 3, h, w) and int64 labels (n,) in memory.
+
+    >>> split = Split(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10))
+    >>> len(split.take(4)), split.image_shape
+    (4, (3, 32, 32))
+    """
 
     images: Tensor
     labels: Tensor
@@ -43,56 +48,62 @@ class Split:
         return Split(self.images[part], self.labels[part])
 
     def take(self, count: int | None) -> "Split":
-        """The first `count` images (all of them for None)."""
+        """Return the first `count` images (None: all)."""
         return self[:count]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(3, h, w)"""
+        """Shape of an image, (3, h, w)."""
         return tuple(self.images.shape[1:])
 
     @property
     def device(self) -> torch.device:
-        """To which batches go."""
+        """Device of the batches."""
         return self.images.device
 
     def to(self, device: torch.device | str) -> "Split":
-        """The images in the memory of `device`."""
+        """Copy the images to the memory of `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
     def feed(self, device: torch.device | str) -> "Split":
-        """What `fit` takes its batches from: as `to`, where the images are small enough to be held."""
+        """Return a split whose batches are on `device`; here all images are copied there."""
         return self.to(device)
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 (images, labels) for each of `rows`."""
+        """Yield uint8 (images, labels) for each element of `rows`."""
         for chosen in rows:
             yield self.images[chosen], self.labels[chosen]
 
 
 @dataclass(frozen=True)
 class View:
-    """What a network sees of an image file: the middle square of `size` pixels once the shorter side has `resize`."""
+    """Preprocessing of an image file: resize the shorter side, then crop the centre.
+
+    Attributes:
+        size: side of the square crop, in pixels.
+        resize: length of the shorter side before the crop, in pixels.
+        interpolation: "bilinear" or "bicubic".
+    """
 
     size: int = 224
     resize: int = 256
     interpolation: str = "bilinear"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.size <= self.resize:
-            raise ValueError(f"the size of an image ({self.size}) is at least 1 and at most resize ({self.resize})")
+            raise ValueError(f"size must be between 1 and resize ({self.resize}), got {self.size}")
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation is 'bilinear' or 'bicubic', not {self.interpolation!r}")
+            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}")
 
     def read(self, path: str) -> Tensor:
-        """uint8 (3, size, size).
+        """Read an image as uint8 (3, size, size).
 
         Raises:
-            ValueError: the file is no image, or is cut off.
+            ValueError: the file is not an image or is truncated.
         """
         try:
             whole = pil_loader(path)
-        except (OSError, SyntaxError) as error:  # Pillow's for what it cannot decode
+        except (OSError, SyntaxError) as error:  # Pillow raises these if it cannot decode a file
             raise ValueError(f"{path}: not a readable image ({error}); copy it again") from error
         resized = transforms.resize(whole, [self.resize], transforms.InterpolationMode(self.interpolation))
         return transforms.pil_to_tensor(transforms.center_crop(resized, [self.size]))
@@ -100,12 +111,17 @@ class View:
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Image files and int64 labels (n,), read and decoded by several threads; the interface is that of `Split`."""
+    """Image files and int64 labels (n,), with the interface of `Split`; several threads read and decode the files.
 
-    paths: np.ndarray  # of str
+    Attributes:
+        paths: file names (n,), an object array of str.
+        device: device of the batches.
+    """
+
+    paths: np.ndarray
     labels: Tensor
     view: View
-    device: torch.device = torch.device("cpu")  # to which batches go
+    device: torch.device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,33 +130,36 @@ class FileSplit:
         return replace(self, paths=self.paths[part], labels=self.labels[part])
 
     def take(self, count: int | None) -> "FileSplit":
+        """Return the first `count` images (None: all)."""
         return self[:count]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
+        """Shape of an image, (3, h, w)."""
         return 3, self.view.size, self.view.size
 
     def to(self, device: torch.device | str) -> Split:
-        """All images, decoded, in the memory of `device`: 150 KB each at 224 pixels."""
+        """Read all images into the memory of `device`: 150 KB per image of 224 pixels."""
         images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8, device=device)
-        rows = consecutive(even_sizes(len(self), READ_AT_ONCE))
+        rows = consecutive(even_sizes(len(self), READ_BATCH_SIZE))
         bar = tqdm(self.feed(device).batches(rows), "reading images", len(rows), leave=False, disable=not is_first())
         for chosen, (some, _) in zip(rows, bar):
             images[chosen] = some
         return Split(images, self.labels.to(device))
 
     def feed(self, device: torch.device | str) -> "FileSplit":
-        """What `fit` takes its batches from: decoded anew each time."""
+        """Return a split whose batches are on `device`; the files are read again for every pass."""
         return replace(self, device=torch.device(device))
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
-        rows = rows.cpu() if isinstance(rows, Tensor) else rows  # at once: each batch's would wait for the GPU
-        with ThreadPoolExecutor(THREADS) as readers:
+        """Yield uint8 (images, labels) for each element of `rows`; the next batches are read in advance."""
+        rows = rows.cpu() if isinstance(rows, Tensor) else rows  # one copy: a copy per batch would wait for the GPU
+        with ThreadPoolExecutor(READER_THREADS) as readers:
             pending: deque[tuple[slice | np.ndarray, list[Future]]] = deque()
-            for chosen in rows:
-                chosen = chosen if isinstance(chosen, slice) else chosen.numpy()
+            for batch in rows:
+                chosen = batch if isinstance(batch, slice) else batch.numpy()
                 pending.append((chosen, [readers.submit(self.view.read, path) for path in self.paths[chosen]]))
-                if len(pending) > AHEAD:
+                if len(pending) > PREFETCHED_BATCHES:
                     yield self._collected(*pending.popleft())
             while pending:
                 yield self._collected(*pending.popleft())
@@ -152,9 +171,11 @@ class FileSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images of one data set, with the per-channel mean and spread of its pixels.
+    """Training and test images, with the statistics that normalize them.
 
-    `mean` and `std` are in units of the full pixel range (0 to 1).
+    Attributes:
+        classes: number of classes.
+        mean, std: mean and standard deviation of the training pixels per channel, where 1 is the full pixel range.
     """
 
     name: str
@@ -166,42 +187,50 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(3, h, w)"""
+        """Shape of an image, (3, h, w)."""
         return self.test.image_shape
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 images (n, 3, h, w) as float32 with zero mean and unit spread a channel over the training set."""
+        """Convert uint8 images (n, 3, h, w) to float32: (pixel - mean) / std per channel, channels last."""
         mean, std = on_device(self.mean, images.device), on_device(self.std, images.device)
         return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def batches(self, split: Split | FileSplit, batch_size: int = 256) -> "Batches":
-        """Normalized (images, labels) batches of `split` in their stored order."""
+        """Return normalized batches (images, labels) of `split` in the stored order."""
         return Batches(self, split, even_sizes(len(split), batch_size))
 
 
 def even_sizes(total: int, batch_size: int) -> tuple[int, ...]:
-    """Sizes of batches of `total` images: all of `batch_size`, the last one of what is left."""
+    """Return batch sizes for `total` images: `batch_size`, and the remainder for the last batch.
+
+    >>> even_sizes(10, 4)
+    (4, 4, 2)
+    """
     return tuple(min(batch_size, total - start) for start in range(0, total, batch_size))
 
 
 def consecutive(sizes: Sequence[int]) -> list[slice]:
-    """From where to where batches of these sizes go."""
+    """Return the ranges of consecutive batches.
+
+    >>> consecutive([4, 2])
+    [slice(0, 4, None), slice(4, 6, None)]
+    """
     return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes))]
 
 
 @cache
 def on_device(channels: tuple[float, ...], device: torch.device) -> Tensor:
-    """One number a channel, as (c, 1, 1); kept, as copying it for every batch would make a GPU wait."""
+    """Return one number per channel as a tensor (c, 1, 1) on the device; cached, because a copy makes a GPU wait."""
     return torch.tensor(channels, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """A re-iterable of normalized (images, labels) batches.
+    """Normalized batches (images, labels); can be iterated several times.
 
     Attributes:
-        sizes: number of images in each batch.
-        rows: which images of the split, in which order, as indices (n,); None for all as they are stored.
+        sizes: number of images per batch.
+        rows: indices (n,) of the images in the split, in order; None for all images in the stored order.
     """
 
     dataset: Dataset
@@ -211,16 +240,17 @@ class Batches:
 
     @property
     def total(self) -> int:
+        """Number of images."""
         return len(self.labels)
 
     @property
     def labels(self) -> Tensor:
-        """(n,), in the order of the batches."""
+        """Labels (n,) in the order of the batches."""
         return self.split.labels if self.rows is None else self.split.labels[self.rows]
 
     @property
     def nbytes(self) -> int:
-        """Of all images, normalized."""
+        """Memory of all normalized images, in bytes."""
         return 4 * self.total * math.prod(self.dataset.image_shape)
 
     def __len__(self) -> int:
@@ -232,25 +262,28 @@ class Batches:
             yield self.dataset.normalize(images), labels
 
     def in_order(self, order: Tensor, sizes: Sequence[int]) -> "Batches":
-        """The same images, none copied, in the order of the indices `order` (n,), in batches of these sizes."""
+        """Return batches of the same images in the order of the indices `order` (n,), without copying images."""
         order = order.to(self.split.labels.device)
         return replace(self, rows=order if self.rows is None else self.rows[order], sizes=tuple(sizes))
 
 
-def from_arrays(name: str, classes: int, x_train, y_train, x_test, y_test) -> Dataset:
-    """A data set from uint8 arrays in the Keras layout: images (n, h, w, 3), labels (n,) or (n, 1)."""
+def from_arrays(
+    name: str, classes: int, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
+) -> Dataset:
+    """Return a data set from arrays in the Keras layout: uint8 images (n, h, w, 3), labels (n,) or (n, 1)."""
     train, test = split_from_arrays(x_train, y_train), split_from_arrays(x_test, y_test)
     return Dataset(name, classes, train, test, *channel_statistics(train.images))
 
 
 def split_from_arrays(images: np.ndarray, labels: np.ndarray) -> Split:
-    images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    return Split(images, torch.from_numpy(labels.reshape(-1).astype(np.int64)))
+    """Return a split from uint8 images (n, h, w, 3) and labels (n,) or (n, 1)."""
+    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return Split(torch.from_numpy(channels_first), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and spread of each channel of uint8 images (n, c, h, w), in units of the full pixel range."""
-    # From how often each of the 256 levels occurs: exact, and without CIFAR's pixels as 1.2 GB of float64.
+    """Return mean and standard deviation per channel of uint8 images (n, c, h, w), where 1 is the full pixel range."""
+    # Computed from the histogram of the 256 levels: exact, and without a float64 copy of the images (1.2 GB for CIFAR).
     levels = torch.arange(256, dtype=torch.float64) / 255
     shares = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)])
     shares = shares.double() / (images.numel() / images.shape[1])  # (c, 256)
@@ -260,5 +293,5 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def data_folder() -> Path:
-    """Return the folder of the data sets: the environment variable URANK_DATA if set, else `data`."""
+    """Return the folder of the data sets: the environment variable URANK_DATA, or `data` if it is not set."""
     return Path(os.environ.get("URANK_DATA") or "data").expanduser()

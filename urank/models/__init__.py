@@ -1,7 +1,9 @@
-"""Networks by name: this project's own for 32 x 32 images, and those of torchvision and timm."""
+"""Networks by name: small ones for 32 x 32 images, defined in this package, and those of torchvision and timm."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -12,12 +14,14 @@ from urank.models.vgg import STAGES, VGG
 
 __all__ = ["NETWORKS", "check_name", "create", "preprocessing"]
 
-# For 32 x 32 images; called with `classes` and `width`.
-NETWORKS = (
-    {name: partial(VGG, name) for name in STAGES}
-    | {name: partial(ResNet, name) for name in BLOCKS}
-    | {"vit": vit, "deit": deit, "swin": swin}
-)
+# Networks for 32 x 32 images, called with `classes` and `width`.
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(VGG, name) for name in STAGES},
+    **{name: partial(ResNet, name) for name in BLOCKS},
+    "vit": vit,
+    "deit": deit,
+    "swin": swin,
+}
 
 
 def create(
@@ -26,47 +30,53 @@ def create(
     width: float = 1.0,
     pretrained: bool | str | None = False,
     fetch: bool = True,
-    **options,
+    **options: Any,
 ) -> nn.Module:
-    """Build the network called `name` with seeded-by-the-caller random weights, or with published ones.
+    """Build a network by name, with random weights or with published ones.
 
-    >>> create("vgg11", classes=100, width=0.5)
-    >>> create("torchvision/vit_b_16", classes=1000, pretrained="IMAGENET1K_V1")
-    >>> create("timm/deit_tiny_patch16_224", classes=4, img_size=64)
+    Random weights depend on the global seed, `torch.manual_seed`.
 
     Args:
         name: one of `NETWORKS`, or "torchvision/NAME" or "timm/NAME" for an image classifier of these libraries.
-        classes: number of logits; published weights have theirs, 1000 for most.
+        classes: number of classes; it must match the published weights (1000 for most).
         width: factor on every channel count of one of `NETWORKS`; 1.0 is the published network.
-        pretrained: True for the library's default weights, or which: an entry such as "IMAGENET1K_V1" of torchvision,
-            a tag such as "fb_in1k" of timm.
-        fetch: False for the network that these weights belong to, with random ones in their place.
-        options: for the library's own constructor.
+        pretrained: True for the library's default weights, or a name: an entry such as "IMAGENET1K_V1" for torchvision,
+            a tag such as "fb_in1k" for timm.
+        fetch: False to build the network for these weights without downloading them; its weights are then random.
+        options: keyword arguments for the library's constructor.
+
+    >>> network = create("vgg11", classes=100, width=0.5)
+    >>> sum(parameter.numel() for parameter in network.parameters())
+    2334692
+    >>> create("timm/deit_tiny_patch16_224", classes=4, img_size=64).head
+    Linear(in_features=192, out_features=4, bias=True)
 
     Raises:
-        ValueError: unknown name or weights; a number of classes or width that is not positive; what the network does
-            not take (a width, options, weights, or a number of classes that its published weights do not have).
+        ValueError: the name or the weights are unknown, `classes` or `width` is not positive, the network does not
+            support an argument, or `classes` does not match the published weights.
         ConnectionError: the published weights cannot be downloaded.
-        pickle.UnpicklingError (torchvision), RuntimeError (timm): the file of the weights holds more than tensors.
+        pickle.UnpicklingError (torchvision), RuntimeError (timm): the weights file contains other objects than tensors.
     """
     check_name(name)
     if classes < 1 or not 0 < width < math.inf:
         raise ValueError(f"{name}: classes ({classes}) and width ({width}) must be positive")
     if name in NETWORKS:
         if pretrained or options:
-            raise ValueError(f"{name}: takes classes and width alone; there are no published weights or options of it")
+            raise ValueError(
+                f"{name}: only classes and width can be set; there are no published weights or other options"
+            )
         return NETWORKS[name](classes=classes, width=width)
     if width != 1:
-        raise ValueError(f"{name}: has one width, that of its library; leave out width={width}")
+        raise ValueError(f"{name}: the width of a library's network is fixed; remove width={width}")
     library, _, network = name.partition("/")
     return BUILDERS[library](network, classes, pretrained or False, fetch, options)
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that `create` does not know.
+    """Check that `create` can build the network.
 
     Raises:
-        ValueError: unknown name; the message has the known ones, or of a library's many those spelled like it.
+        ValueError: the name is unknown; the message lists the known names, or similar ones of a library.
     """
     library, _, network = str(name).partition("/")
     if library in BUILDERS:

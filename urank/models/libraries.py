@@ -1,6 +1,6 @@
-"""Networks of torchvision and timm, with random weights or with those that the library publishes.
+"""Networks of torchvision and timm, with random weights or with published ones.
 
-Weights are read as tensors and nothing else, whatever a library does by default (torchvision unpickles).
+Published weights are always loaded with `weights_only=True`. By default, torchvision unpickles arbitrary objects.
 """
 
 import math
@@ -16,35 +16,35 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 
-@cache  # asked for every network of a profile, and timm puts its list together anew each time
+@cache  # called for every network of a profile, and timm rebuilds its list on every call
 def names_of(library: str) -> list[str]:
-    """The image classifiers that "torchvision" or "timm" can build; timm's also with the tags of its weights."""
+    """Return the image classifiers of "torchvision" or "timm"; those of timm also with the tags of their weights."""
     if library == "torchvision":
         return torchvision.models.list_models(module=torchvision.models)
     return timm.list_models() + timm.list_pretrained()
 
 
 def check_library_name(library: str, name: str) -> None:
-    """Refuse a name that `library` does not have, naming those that are spelled like it."""
+    """Raise ValueError with similar names if `library` does not have a network called `name`."""
     known = names_of(library)
     if name not in known:
         near = [f"{library}/{match}" for match in get_close_matches(name.lower(), known, n=5, cutoff=0.5)]
-        hint = f"did you mean {', '.join(near)}?" if near else f"{library} has none spelled like it"
+        hint = f"did you mean {', '.join(near)}?" if near else f"{library} has no similar name"
         raise ValueError(f"unknown network '{library}/{name}': {hint}")
 
 
 def from_torchvision(name: str, classes: int, pretrained: bool | str, fetch: bool, options: dict) -> nn.Module:
-    """torchvision.models.get_model; `pretrained` names an entry of the network's weights, True its default."""
+    """Build a network with `torchvision.models.get_model`; see `urank.models.create` for the arguments."""
     weights = torchvision_weights(name, pretrained) if pretrained else None
     if weights is not None:
         check_classes(f"torchvision/{name}", classes, len(weights.meta["categories"]))
-        options = as_published(name, weights) | options
+        options = options_of_weights(name, weights) | options
     with reading_tensors_only(), fetching(f"torchvision/{name}", pretrained):
         return torchvision.models.get_model(name, weights=weights if fetch else None, num_classes=classes, **options)
 
 
-def as_published(name: str, weights: torchvision.models.WeightsEnum) -> dict:
-    """What torchvision builds a network with only when it loads these weights into it."""
+def options_of_weights(name: str, weights: torchvision.models.WeightsEnum) -> dict:
+    """Return the constructor options that torchvision only sets when it loads these weights."""
     if name.startswith("vit_"):
         return dict(image_size=min(weights.meta["min_size"]))
     own = {"googlenet": dict(transform_input=True, aux_logits=False), "inception_v3": dict(transform_input=True)}
@@ -52,6 +52,7 @@ def as_published(name: str, weights: torchvision.models.WeightsEnum) -> dict:
 
 
 def torchvision_weights(name: str, tag: bool | str) -> torchvision.models.WeightsEnum:
+    """Return the entry of torchvision's weights called `tag` (True: the default); raise ValueError if unknown."""
     entries = torchvision.models.get_model_weights(name)
     tag = "DEFAULT" if tag is True else tag
     if tag not in entries.__members__:
@@ -61,7 +62,7 @@ def torchvision_weights(name: str, tag: bool | str) -> torchvision.models.Weight
 
 
 def from_timm(name: str, classes: int, pretrained: bool | str, fetch: bool, options: dict) -> nn.Module:
-    """timm.create_model; `pretrained` is a tag of the network's weights, True the one in `name` or its default."""
+    """Build a network with `timm.create_model`; see `urank.models.create` for the arguments."""
     if pretrained:
         name = name if pretrained is True else f"{name}.{pretrained}"
         check_classes(f"timm/{name}", classes, timm_weights(name).num_classes)
@@ -70,26 +71,30 @@ def from_timm(name: str, classes: int, pretrained: bool | str, fetch: bool, opti
 
 
 def timm_weights(name: str) -> PretrainedCfg:
+    """Return timm's configuration of published weights, "NETWORK" or "NETWORK.TAG"; raise ValueError if unknown."""
     check_library_name("timm", name)
     published = timm.get_pretrained_cfg(name)
-    if not published.has_weights:
-        raise ValueError(f"timm publishes no weights of {name!r}: create it with pretrained=False")
+    if published is None or not published.has_weights:
+        raise ValueError(f"timm has no published weights for {name!r}: create it with pretrained=False")
     return published
 
 
 def preprocessing(name: str, weights: str) -> dict:
-    """How published weights want images: `size`, `resize`, `interpolation`, `mean` and `std` of `read_imagenet`.
+    """Return the preprocessing that published weights expect, as options of `datasets.imagenet.read_imagenet`.
 
     Args:
         name: "torchvision/NAME" or "timm/NAME".
-        weights: an entry of torchvision's, a tag of timm's.
+        weights: name of an entry of torchvision's weights, or tag of timm's.
+
+    >>> preprocessing("timm/deit_tiny_patch16_224", "fb_in1k")["resize"]
+    248
 
     Raises:
-        ValueError: there are no such weights.
+        ValueError: these weights do not exist, or they expect another crop than the centre.
     """
     library, _, network = name.partition("/")
     if library not in BUILDERS:
-        raise ValueError(f"{name}: there are no published weights of it")
+        raise ValueError(f"{name}: there are no published weights")
     if library == "torchvision":
         preset = torchvision_weights(network, weights).transforms()
         [size], [resize], interpolation = preset.crop_size, preset.resize_size, preset.interpolation.value
@@ -97,15 +102,18 @@ def preprocessing(name: str, weights: str) -> dict:
     else:
         config = timm.data.resolve_data_config(pretrained_cfg=timm_weights(f"{network}.{weights}").to_dict())
         if config["crop_mode"] != "center":
-            raise ValueError(f"{name}: weights {weights} want the crop {config['crop_mode']!r}, not a centred one")
+            raise ValueError(
+                f"{name}: weights {weights} expect crop mode {config['crop_mode']!r}; only 'center' is supported"
+            )
         size, interpolation = config["input_size"][-1], config["interpolation"]
         resize, mean, std = math.floor(size / config["crop_pct"]), config["mean"], config["std"]
     return dict(size=size, resize=resize, interpolation=interpolation, mean=tuple(mean), std=tuple(std))
 
 
 def check_classes(name: str, classes: int, published: int) -> None:
+    """Raise ValueError unless the published weights have this number of classes."""
     if classes != published:
-        raise ValueError(f"{name}: its published weights are of {published} classes, not {classes}: set classes to it")
+        raise ValueError(f"{name}: the published weights have {published} classes, not {classes}")
 
 
 BUILDERS = {"torchvision": from_torchvision, "timm": from_timm}
@@ -113,7 +121,7 @@ BUILDERS = {"torchvision": from_torchvision, "timm": from_timm}
 
 @contextmanager
 def reading_tensors_only() -> Iterator[None]:
-    """Inside the block torch.load unpickles nothing but tensors, even where its caller asks it to."""
+    """Make `torch.load` use `weights_only=True` inside the block, whatever its caller requests."""
     variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(variable)
     os.environ[variable] = "1"
@@ -127,14 +135,14 @@ def reading_tensors_only() -> Iterator[None]:
 
 @contextmanager
 def fetching(name: str, pretrained: bool | str) -> Iterator[None]:
-    """A failure to get published weights is a ConnectionError that says of which network."""
+    """Raise a failed download of published weights as a ConnectionError that names the network."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # of urllib for torchvision, of huggingface_hub for timm
-        damaged = str(error).startswith("invalid hash value")  # what torch.hub says of a file that came incomplete
+    except (OSError, RuntimeError) as error:  # from urllib (torchvision) or huggingface_hub (timm)
+        damaged = str(error).startswith("invalid hash value")  # torch.hub's message for an incomplete file
         if not pretrained or not (isinstance(error, OSError) or damaged):
             raise
         raise ConnectionError(
-            f"{name}: its published weights could not be fetched ({error}); try again with a connection, or create it "
-            f"with pretrained=False"
+            f"{name}: the published weights could not be downloaded ({error}); check the connection, or use "
+            f"pretrained=False"
         ) from error

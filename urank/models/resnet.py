@@ -1,13 +1,13 @@
-"""ResNet for 32 x 32 images: a thin network of 16, 32 and 64 channels (He et al. 2016, section 4.2).
+"""ResNet for 32 x 32 images: a thin network with 16, 32 and 64 channels (He et al. 2016, section 4.2).
 
-The paper speaks of ResNet18, ResNet50 and ResNet101 on CIFAR. The public repository that it takes its CIFAR networks
-from has only this thin kind, of depth 6 n + 2 with n basic blocks a stage or 9 n + 2 with n bottlenecks, and the
-paper's accuracies fit a thin network, not one of 11 M parameters and more. Nothing printed says which n was meant. At
-10 classes these are read as
+The paper reports ResNet18, ResNet50 and ResNet101 on CIFAR and takes its CIFAR networks from a public repository. That
+repository only has this thin variant, with depth 6 n + 2 (n basic blocks per stage) or 9 n + 2 (n bottlenecks). The
+paper's accuracies also fit a thin network better than one with 11 M parameters. The paper does not give n. We use
 
-    resnet18    basic blocks, n = 3     depth 20, as 18 is no 6 n + 2    0.272 M parameters
-    resnet50    basic blocks, n = 8     depth 50                         0.759 M
-    resnet101   bottlenecks,  n = 11    depth 101                        1.055 M
+    name        blocks per stage        depth                        parameters (10 classes)
+    resnet18    3 basic blocks          20 (18 is not 6 n + 2)       0.272 M
+    resnet50    8 basic blocks          50                           0.759 M
+    resnet101   11 bottlenecks          101                          1.055 M
 """
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from urank.models.vgg import initialize
 
-# The kind of block and how many of them a stage has.
+# Block type and number of blocks per stage.
 BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], int]] = {
     "resnet18": (BasicBlock, 3),
     "resnet50": (BasicBlock, 8),
@@ -24,12 +24,12 @@ BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], int]] = {
 
 
 class ResNet(nn.Module):
-    """Thin ResNet with batch norm for (n, 3, 32, 32) images; returns (n, classes) logits.
+    """Thin ResNet with batch normalization: images (n, 3, 32, 32) -> logits (n, classes).
 
     Args:
         depth: "resnet18", "resnet50" or "resnet101".
         classes: number of classes.
-        width: factor on every channel count (1.0 is 16, 32 and 64 channels).
+        width: factor on every channel count; 1.0 is 16, 32 and 64 channels.
     """
 
     def __init__(self, depth: str, classes: int = 10, width: float = 1.0):
@@ -49,7 +49,7 @@ class ResNet(nn.Module):
 
 
 def stage(block: type[BasicBlock | Bottleneck], count: int, inputs: int, channels: int, stride: int) -> nn.Sequential:
-    """`count` blocks, the first with `stride`, and with a 1 x 1 convolution as shortcut where it must be."""
+    """Return `count` blocks; the first has this stride, and a 1 x 1 convolution as shortcut if shapes differ."""
     outputs, shortcut = channels * block.expansion, None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

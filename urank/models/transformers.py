@@ -1,7 +1,7 @@
-"""Transformers for 32 x 32 images, of timm's own classes: ViT, DeiT and Swin as the paper names them, smaller.
+"""Small ViT, DeiT and Swin transformers for 32 x 32 images, built from timm's classes.
 
-The paper's are trained on ImageNet; create those as "torchvision/vit_b_16" or "timm/deit_tiny_patch16_224". No
-stochastic depth: what a fit draws at random is to follow from its seed and epoch alone.
+The paper's transformers are trained on ImageNet; create them as "torchvision/vit_b_16" or "timm/deit_tiny_patch16_224".
+The networks here have no stochastic depth, so the random numbers of a fit depend only on its seed and epoch.
 """
 
 from timm.models.swin_transformer import SwinTransformer
@@ -9,37 +9,37 @@ from timm.models.vision_transformer import VisionTransformer
 
 
 def vit(classes: int = 10, width: float = 1.0) -> VisionTransformer:
-    """Six blocks of 192 features on patches of 4 x 4; returns (n, classes) logits.
+    """Return a ViT with 4 x 4 patches and 6 blocks of 192 features.
 
     Args:
-        width: factor on the number of heads, 6, each of 32 features.
+        width: factor on the number of heads (6 heads of 32 features).
     """
     return on_patches(32, scaled(6, width), depth=6, classes=classes)
 
 
 def deit(classes: int = 10, width: float = 1.0) -> VisionTransformer:
-    """DeiT-Tiny on patches of 4 x 4: twelve blocks of 192 features; returns (n, classes) logits.
+    """Return a DeiT-Tiny with 4 x 4 patches: 12 blocks of 192 features.
 
-    The plain DeiT, as in the paper's tables: without the distillation token and its second classifier.
+    As in the paper's tables it has no distillation token and no second classifier.
 
     Args:
-        width: factor on the number of heads, 3, each of 64 features.
+        width: factor on the number of heads (3 heads of 64 features).
     """
     return on_patches(64, scaled(3, width), depth=12, classes=classes)
 
 
 def on_patches(features: int, heads: int, depth: int, classes: int) -> VisionTransformer:
-    """Patches of 4 x 4; `features` a head."""
+    """Return a vision transformer with 4 x 4 patches and this number of features per head."""
     return VisionTransformer(
         img_size=32, patch_size=4, embed_dim=features * heads, depth=depth, num_heads=heads, num_classes=classes
     )
 
 
 def swin(classes: int = 10, width: float = 1.0) -> SwinTransformer:
-    """The first three stages of a Swin with 96, 192 and 384 features, on patches of 2 x 2 in windows of 4 x 4.
+    """Return the first three stages of a Swin (96, 192, 384 features) with 2 x 2 patches and 4 x 4 windows.
 
     Args:
-        width: factor on the numbers of heads, 3, 6 and 12, each of 32 features.
+        width: factor on the numbers of heads (3, 6 and 12 heads of 32 features).
     """
     heads = scaled(3, width)
     return SwinTransformer(
@@ -55,4 +55,5 @@ def swin(classes: int = 10, width: float = 1.0) -> SwinTransformer:
 
 
 def scaled(heads: int, width: float) -> int:
+    """Return the number of heads times the width, at least 1."""
     return max(1, round(heads * width))

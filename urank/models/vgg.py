@@ -1,12 +1,12 @@
-"""VGG for 32 x 32 images: convolutions with batch norm and a single linear classifier.
+"""VGG for 32 x 32 images: convolutions with batch normalization and a single linear classifier.
 
-The paper takes its CIFAR networks from a public repository whose VGG variants have one 512 -> classes layer
-instead of the three large ones of the original (Simonyan & Zisserman 2015): 9.23 M to 20.04 M parameters.
+The paper takes its CIFAR networks from a public repository. Its VGG variants have one linear layer 512 -> classes
+instead of the three large ones of the original (Simonyan & Zisserman 2015), and 9.23 M to 20.04 M parameters.
 """
 
 from torch import Tensor, nn
 
-# Output channels of the 3 x 3 convolutions; "M" halves the resolution. The five pools turn 32 x 32 into 1 x 1.
+# Output channels of the 3 x 3 convolutions; "M" is max pooling. The five poolings reduce 32 x 32 to 1 x 1.
 STAGES: dict[str, list[int | str]] = {
     "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
     "vgg13": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
@@ -16,19 +16,20 @@ STAGES: dict[str, list[int | str]] = {
 
 
 class VGG(nn.Module):
-    """VGG with batch norm for (n, 3, 32, 32) images; returns (n, classes) logits.
+    """VGG with batch normalization: images (n, 3, 32, 32) -> logits (n, classes).
 
     Args:
         depth: "vgg11", "vgg13", "vgg16" or "vgg19".
         classes: number of classes.
-        width: factor on every channel count (1.0 is the paper's network).
+        width: factor on every channel count; 1.0 is the paper's network.
     """
 
     def __init__(self, depth: str, classes: int = 10, width: float = 1.0):
         super().__init__()
-        blocks, channels = [], 3
+        blocks: list[nn.Module] = []
+        channels = 3
         for stage in STAGES[depth]:
-            if stage == "M":
+            if isinstance(stage, str):
                 blocks.append(nn.MaxPool2d(2))
             else:
                 out = max(1, round(stage * width))
@@ -43,7 +44,7 @@ class VGG(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """He et al. (2015) for a convolution (fan out), a normal of spread 0.01 for a linear layer, zero biases."""
+    """Initialize a convolution as He et al. (2015, fan out) and a linear layer from N(0, 0.01^2), with zero biases."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""What is run: a network, a data set, and how it is trained, measured and fine-tuned."""
+"""Experiments: a network, a data set, and how the network is trained, measured and fine-tuned."""
 
 import math
 import re
@@ -16,28 +16,28 @@ from urank.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is run: a network, a data set, how it is trained, measured and fine-tuned.
+    """A network, a data set, and how the network is trained, measured and fine-tuned.
 
     Attributes:
-        network, width: a name that `models.create` knows and the factor on its channels.
-        dataset, data: a name that `datasets.load` knows, and options for it.
-        train, finetune: recipes; `train` fits the original network, `finetune` the decomposed one.
-        seed: of the weights, of the order of images and of their augmentation.
-        tolerance, mode: of `search_ranks`.
-        order: in which the layers are searched: "forward", as the data meet them, or "backward".
-        calibration: how many training images the Gram matrices are summed over; None for all.
-        validation: how many of the images that the search consults it is given; None for all.
-        sweep: layers whose input-energy threshold is swept for Figure 1(b).
-        variant: tells experiments of one network and data set apart; part of the name.
-        pretrained: tag of the weights that the network's library publishes, which `train` goes on from; with
-            `train.epochs` 0 they are taken as they are, and the images as they want them.
-        start: name of the experiment whose trained network this one starts from, instead of seeded weights. Both have
-            one network and width; a classifier for another number of classes starts from seeded weights. With
-            `train.epochs` 0 the network is taken as it is.
-        trainable: what `train` fits: "all", or "head", the last layer alone (a linear probe). Fine-tuning fits all.
-        holdout: how many of the last training images are kept from training and calibration, for the search to
-            consult; with 0 it consults test images, the very ones that accuracies are reported on.
-        baseline: fine-tune the original network as well, by the same recipe, for a fair comparison.
+        network, width: a name for `models.create`, and the factor on the network's channels.
+        dataset, data: a name for `datasets.load`, and its options.
+        train, finetune: recipes for the original network and for the decomposed one.
+        seed: seed of the weights, of the order of images and of their augmentation.
+        tolerance, mode: options of `search_ranks`.
+        order: order in which the layers are searched: "forward" or "backward".
+        calibration: number of training images in the calibration set; None for all.
+        validation: number of images in the validation set of the search; None for all.
+        sweep: layers whose input energy is varied for Figure 1(b).
+        variant: name that distinguishes experiments on one network and data set.
+        pretrained: tag of published weights to start training from. They also decide the preprocessing of images. With
+            `train.epochs` 0 they are not trained further.
+        start: name of an experiment whose trained network this one starts from. Both have the same network and width.
+            A classifier for another number of classes starts from seeded weights.
+        trainable: which layers `train` fits: "all", or "head" for the last layer alone (a linear probe). Fine-tuning
+            always fits all layers.
+        holdout: number of training images, the last ones, that are used for validation in the search instead of
+            training and calibration. With 0 the search uses test images, on which accuracies are also reported.
+        baseline: also fine-tune the original network by the same recipe, for a fair comparison.
     """
 
     network: str
@@ -65,20 +65,20 @@ class Experiment:
         if self.dataset not in datasets.CLASSES:
             raise ValueError(f"unknown data set {self.dataset!r}: choose one of {', '.join(datasets.CLASSES)}")
         if not isinstance(self.data, dict):
-            raise ValueError(f"experiment: data holds options of the data set, not {self.data!r}")
+            raise ValueError(f"experiment: data must be a mapping of options, got {self.data!r}")
         datasets.check_options(self.dataset, self.data)
         self._check_numbers()
         check_protocol(self.tolerance, self.mode)
         if not isinstance(self.sweep, list | tuple):
-            raise ValueError(f"experiment: sweep must be a list of layer names, not {self.sweep!r}")
+            raise ValueError(f"experiment: sweep must be a list of layer names, got {self.sweep!r}")
         object.__setattr__(self, "sweep", tuple(self.sweep))
         if missing := set(self.sweep) - layers_of(self) if self.sweep else None:
-            raise ValueError(f"experiment: sweep names layers that {self.network} does not have: {', '.join(missing)}")
+            raise ValueError(f"experiment: {self.network} has no layers {', '.join(missing)} to sweep")
         self._check_choices()
 
     def _check_numbers(self) -> None:
         for name in ("width", "tolerance"):
-            if not isinstance(getattr(self, name), int | float):  # YAML reads 1e-1 as a text: it wants 1.0e-1
+            if not isinstance(getattr(self, name), int | float):  # YAML reads 1e-1 as text; write 1.0e-1
                 raise ValueError(f"experiment: {name} must be a number, got {getattr(self, name)!r}")
         if not 0 < self.width < math.inf:
             raise ValueError(f"experiment: width must be positive, got {self.width}")
@@ -91,34 +91,34 @@ class Experiment:
         well_formed = isinstance(self.variant, str) and re.fullmatch(r"[A-Za-z0-9._-]*", self.variant)
         if not well_formed or re.search(r"-s\d+$", self.variant):
             raise ValueError(
-                f"experiment: variant is a text of letters, digits, '.', '_' and '-' that does not end like a seed "
-                f"(-s1), not {self.variant!r}"
+                f"experiment: variant must consist of letters, digits, '.', '_' and '-' and not end like a seed (-s1), "
+                f"got {self.variant!r}"
             )
         if self.order not in ("forward", "backward"):
-            raise ValueError(f"experiment: order is 'forward' or 'backward', not {self.order!r}")
+            raise ValueError(f"experiment: order must be 'forward' or 'backward', got {self.order!r}")
         if not isinstance(self.start, str | None):
-            raise ValueError(f"experiment: start is the name of an experiment, not {self.start!r}")
+            raise ValueError(f"experiment: start must be the name of an experiment, got {self.start!r}")
         if self.pretrained is not None:
             models.preprocessing(self.network, self.pretrained)
             if self.start is not None:
-                raise ValueError("experiment: a network starts from published weights or from another experiment's")
+                raise ValueError("experiment: give pretrained or start, not both")
         if self.trainable not in ("all", "head"):
-            raise ValueError(f"experiment: trainable is 'all' or 'head', not {self.trainable!r}")
+            raise ValueError(f"experiment: trainable must be 'all' or 'head', got {self.trainable!r}")
         if not isinstance(self.baseline, bool):
-            raise ValueError(f"experiment: baseline is true or false, not {self.baseline!r}")
+            raise ValueError(f"experiment: baseline must be true or false, got {self.baseline!r}")
 
     @property
     def name(self) -> str:
-        """Where its record lies among others: dataset/network@variant-sSEED, without an empty variant or seed 0."""
+        """Return dataset/network@variant-sSEED, without an empty variant and without seed 0."""
         variant, seed = f"@{self.variant}" if self.variant else "", f"-s{self.seed}" if self.seed else ""
         return f"{self.dataset}/{self.network}{variant}{seed}"
 
     @classmethod
     def from_dict(cls, content: dict) -> "Experiment":
-        """An experiment from plain values, as `asdict` gives and a profile holds them; defaults where they are silent.
+        """Return the experiment from plain values, as in a profile or from `asdict`; missing ones get defaults.
 
         Raises:
-            ValueError: an unknown or a missing key, or a recipe that holds no fields.
+            ValueError: an unknown key, a missing key without a default, or a recipe that is not a mapping.
         """
         try:
             recipes = {name: recipe_of(name, content[name]) for name in ("train", "finetune")}
@@ -128,67 +128,67 @@ class Experiment:
 
 
 def recipe_of(fit: str, content: object) -> Recipe:
-    """The recipe of the fit called `fit` from plain values."""
+    """Return a recipe from plain values; `fit` ("train" or "finetune") is named in errors."""
     if not isinstance(content, dict):
-        raise ValueError(f"experiment: {fit} holds the fields of a recipe, not {content!r}")
+        raise ValueError(f"experiment: {fit} must be a mapping of recipe fields, got {content!r}")
     return Recipe(**content)
 
 
 def fresh_network(experiment: Experiment, fetch: bool = True) -> nn.Module:
-    """The network of an experiment before its training, its attention made explicit.
+    """Return the network of an experiment before training, with explicit attention layers.
 
     Args:
-        fetch: False where other weights will take the place of published ones, which are then not asked for.
+        fetch: False to skip the download of published weights, when others will replace them.
 
     Raises:
         ConnectionError: the published weights cannot be downloaded.
     """
     classes = datasets.CLASSES[experiment.dataset]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(experiment.seed)  # the GPUs' generators are the caller's
+        torch.default_generator.manual_seed(experiment.seed)  # not the GPUs' generators
         network = models.create(experiment.network, classes, experiment.width, experiment.pretrained, fetch)
     return explicit_attention(network)
 
 
 def layers_of(experiment: Experiment) -> set[str]:
-    """The paths of the matrix layers of its network; no weight is made."""
+    """Return the paths of the network's matrix layers, without allocating weights."""
     with torch.device("meta"):
         return set(matrix_layers(fresh_network(experiment, fetch=False)))
 
 
 def load_images(experiment: Experiment) -> datasets.Dataset:
-    """The data set of an experiment, seen as the published weights that it starts from want it."""
+    """Load the data set of an experiment, with the preprocessing of its published weights if it has any."""
     wanted = {} if experiment.pretrained is None else models.preprocessing(experiment.network, experiment.pretrained)
     return datasets.load(experiment.dataset, **wanted | experiment.data)
 
 
 def check_start(experiment: Experiment, start: Experiment) -> None:
-    """Refuse to start `experiment` from the trained network of `start` where it cannot be, or would mislead."""
+    """Raise an error if `experiment` cannot start from the trained network of `start`, or should not."""
     if start.name != experiment.start:
         raise ValueError(f"{experiment.name} starts from {experiment.start}, not from {start.name}")
     if (start.network, start.width) != (experiment.network, experiment.width):
         raise ValueError(
-            f"{experiment.name} is a {experiment.network} of width {experiment.width:g}: it cannot start from "
-            f"{start.name}, a {start.network} of width {start.width:g}"
+            f"{experiment.name} ({experiment.network}, width {experiment.width:g}) cannot start from {start.name} "
+            f"({start.network}, width {start.width:g})"
         )
     if start.pretrained is not None:
         raise ValueError(
-            f"{experiment.name} cannot start from {start.name}, whose weights are published: name these as `pretrained`"
+            f"{experiment.name} cannot start from {start.name}, which has published weights; use `pretrained` instead"
         )
     check_held_out(experiment, start)
 
 
 def check_held_out(experiment: Experiment, start: Experiment) -> None:
-    """Refuse an experiment that holds out images on which `start`, from which it starts in the end, was trained."""
+    """Raise an error if `start`, the first experiment in the chain, was trained on images held out here."""
     if start.dataset == experiment.dataset and start.holdout < experiment.holdout:
         raise ValueError(
-            f"{experiment.name} holds out {experiment.holdout} images, on some of which {start.name} was trained: let "
-            "that hold out as many"
+            f"{experiment.name} holds out {experiment.holdout} images, but {start.name} was trained on some of them; "
+            f"set its holdout to {experiment.holdout} as well"
         )
 
 
 def as_json(content):
-    """The same content as JSON gives it back: tuples are lists."""
+    """Return the content as JSON would return it, with lists for tuples."""
     if isinstance(content, dict):
         return {key: as_json(value) for key, value in content.items()}
     return [as_json(value) for value in content] if isinstance(content, list | tuple) else content

@@ -1,7 +1,7 @@
-"""Profiles: which experiments are run, at which size. One YAML file each in `profiles/`.
+"""Profiles: sets of experiments, one YAML file each in `profiles/`.
 
-The live results of a profile lie under `runs/PROFILE/DATASET/NETWORK[@VARIANT][-sSEED]` (the environment variable
-URANK_RUNS names another folder than `runs`), the committed measurements under `data/records/`.
+Results of a profile are in `runs/PROFILE/DATASET/NETWORK[@VARIANT][-sSEED]`; the environment variable URANK_RUNS
+replaces `runs`. Committed records are in `data/records/`.
 """
 
 import os
@@ -17,25 +17,35 @@ from torch import Tensor, nn
 from urank.reproduction import run_folder
 from urank.reproduction.experiment import Experiment, check_held_out, check_start
 from urank.reproduction.paths import NOTEBOOKS, PROFILES, RECORDS, ROOT
-from urank.reproduction.provenance import digest
+from urank.reproduction.provenance import file_digest
 from urank.reproduction.record import Record
 from urank.reproduction.runner import run
 
 
 def runs_folder() -> Path:
+    """Return the folder of all live results."""
     return Path(os.environ.get("URANK_RUNS", ROOT / "runs"))
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Experiments by name, for example "digits10/vgg11", and for each notebook the names of those it shows."""
+    """A set of experiments, and which of them each notebook shows.
+
+    Attributes:
+        name: name of the file in `profiles/`, without its ending.
+        experiments: the experiments by name, for example "digits10/vgg11".
+        notebooks: for each notebook the names of the experiments that it shows.
+        recompute_on_code_change: delete and recompute results of another version of the code. For profiles that take
+            minutes; by default results are kept.
+    """
 
     name: str
     experiments: dict[str, Experiment]
     notebooks: dict[str, list[str]]
+    recompute_on_code_change: bool = False
 
     def find(self, name: str) -> Experiment:
-        """The experiment called `name`: one that is listed, or a listed one with another seed ("digits10/vgg11-s2").
+        """Return the experiment called `name`, which may be a listed one with another seed ("digits10/vgg11-s2").
 
         Raises:
             ValueError: there is none.
@@ -52,18 +62,18 @@ class Profile:
         )
 
     def with_seed(self, experiment: Experiment, seed: int) -> Experiment:
-        """The same experiment with another seed, starting from what it starts from with that seed."""
+        """Return the experiment with another seed, also in the experiment that it starts from."""
         if experiment.seed == seed:
             return experiment
         start = experiment.start and self.with_seed(self.find(experiment.start), seed).name
         return replace(experiment, seed=seed, start=start)
 
     def names(self, patterns: Iterable[str] = (), seeds: Iterable[int] = ()) -> list[str]:
-        """The experiments whose names, as dataset/network or network/dataset, match a pattern; default all of them.
+        """Return the names of the experiments that match a pattern; default all.
 
         Args:
-            patterns: names, or patterns with "*" and "?".
-            seeds: each experiment with each of these seeds; default the seeds that are listed.
+            patterns: names as dataset/network or network/dataset, or patterns with "*" and "?".
+            seeds: repeat each experiment with each of these seeds; default the listed seeds.
 
         Raises:
             ValueError: nothing matches a pattern.
@@ -87,8 +97,8 @@ def load_profile(name: str) -> Profile:
     """Read `profiles/NAME.yaml`.
 
     Raises:
-        ValueError: no such profile, not YAML, an unknown key, notebook or experiment, two experiments of one name, or
-            an experiment that cannot start from what it says.
+        ValueError: no such profile, not YAML, an unknown key, notebook or experiment, two experiments with one name, or
+            an experiment that cannot start from the one it names.
     """
     path = PROFILES / f"{name}.yaml"
     if not path.exists():
@@ -100,8 +110,12 @@ def load_profile(name: str) -> Profile:
 
 
 def parse_profile(name: str, content: object) -> Profile:
-    if not isinstance(content, dict) or content.keys() != {"experiments", "notebooks"}:
-        raise ValueError("a profile has two keys: 'experiments', a list, and 'notebooks', a mapping")
+    """Return the profile from the content of its file."""
+    option = "recompute_on_code_change"
+    if not isinstance(content, dict) or content.keys() - {option} != {"experiments", "notebooks"}:
+        raise ValueError(f"a profile has the keys 'experiments', 'notebooks' and, optionally, {option!r}")
+    if not isinstance(content.get(option, False), bool):
+        raise ValueError(f"{option} must be true or false, got {content[option]!r}")
     if not isinstance(content["experiments"], list):
         raise ValueError("'experiments' must be a list")
     if not isinstance(content["notebooks"], dict):
@@ -118,11 +132,11 @@ def parse_profile(name: str, content: object) -> Profile:
             raise ValueError(f"notebook {notebook!r} must have a list of experiments, not {shown!r}")
         for experiment in set(shown) - set(by_name):
             raise ValueError(f"notebook {notebook!r} shows {experiment!r}, which the profile does not run")
-    return Profile(name, by_name, content["notebooks"])
+    return Profile(name, by_name, content["notebooks"], content.get(option, False))
 
 
 def check_starts(by_name: dict[str, Experiment]) -> None:
-    """Follow every experiment to the one that starts from seeded weights; refuse an unknown start, and a circle."""
+    """Follow every experiment to one with seeded weights; raise an error for an unknown start or a cycle."""
     for experiment in by_name.values():
         path = [experiment.name]
         while (start := by_name[path[-1]].start) is not None:
@@ -136,44 +150,41 @@ def check_starts(by_name: dict[str, Experiment]) -> None:
 
 
 def folder_of(profile: str, name: str) -> Path:
-    """Where the stages and the record of one experiment of a profile lie."""
+    """Return the folder of one experiment of a profile."""
     return runs_folder() / profile / name
 
 
-def reproduce(
-    profile: str, name: str, device: str = "auto", same_code: bool = False, deadline: float | None = None
-) -> Record:
-    """Run one experiment of a profile, or read its record where it has been run (see `experiments.run`).
-
-    What it starts from is run first.
+def reproduce(profile: str, name: str, device: str = "auto", deadline: float | None = None) -> Record:
+    """Run one experiment of a profile, or what is left of it (see `runner.run`), after the one that it starts from.
 
     Raises:
         ValueError: the profile has no experiment of this name.
         OutOfTime: the deadline has passed and something is left.
     """
-    experiment, start = load_profile(profile).find(name), None
+    loaded = load_profile(profile)
+    experiment, start = loaded.find(name), None
     if experiment.start is not None:
-        reproduce(profile, experiment.start, device, same_code, deadline)
+        reproduce(profile, experiment.start, device, deadline)
         start = folder_of(profile, experiment.start)
-    folder = folder_of(profile, name)
-    return run(experiment, folder, device, same_code=same_code, start=start, deadline=deadline)
+    recompute = loaded.recompute_on_code_change
+    return run(experiment, folder_of(profile, name), device, recompute=recompute, start=start, deadline=deadline)
 
 
 def publish(profile: str, name: str) -> Path:
-    """Copy the record of an experiment that has been run to `data/records/`, and return where it lies now.
+    """Copy the record of a finished experiment to `data/records/` and return its path there.
 
     Raises:
-        ValueError: it has not been run to its end.
+        ValueError: the experiment is not finished.
     """
     source, target = folder_of(profile, name) / "record.json", RECORDS / f"{name}.json"
     if not source.exists():
-        raise ValueError(f"{source}: {name} has no record yet; run it to its end first")
+        raise ValueError(f"{source}: {name} has no record yet; finish it with `urank reproduce` first")
     Record.load(source).save(target)
     return target
 
 
 def live_records(profile: str, notebook: str) -> list[Record]:
-    """The records that a notebook shows live, run where they have not been."""
+    """Return the records that a notebook shows; run what is missing."""
     notebooks = load_profile(profile).notebooks
     if notebook not in notebooks:
         raise ValueError(f"profile {profile!r} has no notebook {notebook!r}: it has {', '.join(notebooks)}")
@@ -181,31 +192,31 @@ def live_records(profile: str, notebook: str) -> list[Record]:
 
 
 def trained_network(profile: str, record: Record) -> nn.Module:
-    """The trained network behind a live record, on the CPU.
+    """Return the trained network behind a live record, on the CPU.
 
     Raises:
-        ValueError: the run has another network by now.
+        ValueError: the network in the run's folder is not that of the record.
     """
     folder = folder_of(profile, record.experiment.name)
-    if digest(folder / "original.safetensors") != record["weights"]:
-        raise ValueError(f"{folder}: its network is no longer that of the record; reproduce it first")
+    if file_digest(folder / "original.safetensors") != record["weights"]:
+        raise ValueError(f"{folder}: its network is not the one of the record; run `urank reproduce` again")
     return run_folder.original_network(record.experiment, folder)
 
 
 def calibrated_grams(profile: str, record: Record) -> dict[str, Tensor]:
-    """X^T X of its layers, in the order of the forward pass, on the CPU."""
+    """Return X^T X of every layer of a live record, in forward order, on the CPU."""
     return run_folder.calibrated_grams(folder_of(profile, record.experiment.name))
 
 
 def recorded(pattern: str = "*/*") -> list[Record]:
-    """The committed records whose names match, for example "cifar10/vgg11" or "cifar10/*"; "*" also stands for "/".
+    """Return the committed records whose names match, for example "cifar10/vgg11" or "cifar10/*", sorted by name.
 
-    They come by name, resnet18 before resnet101.
+    "*" also matches "/", and resnet18 comes before resnet101.
     """
     names = [path.relative_to(RECORDS).with_suffix("").as_posix() for path in RECORDS.rglob("*.json")]
     return [Record.load(RECORDS / f"{name}.json") for name in sorted(names, key=natural) if fnmatchcase(name, pattern)]
 
 
 def natural(name: str) -> list[str | int]:
-    """A sorting key by which the numbers in names count as numbers."""
+    """Return a sorting key that compares the numbers in names as numbers."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

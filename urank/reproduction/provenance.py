@@ -1,47 +1,87 @@
-"""Which code measured a thing, and on which machine."""
+"""Which code and which machine computed a result."""
 
+import ast
 import hashlib
 import platform
+import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from urank.numerics import processor
+from urank.reproduction.paths import ROOT
 
-# Modules of `reproduction` whose code decides what an experiment measures; of the package, all but `cli` and these.
-MEASURING = ("experiment", "record", "run_folder", "runner", "stages", "provenance")
+# The modules of `reproduction` that affect what an experiment measures. The library, models, datasets and training
+# always do; the command line and the other modules of `reproduction` only display results.
+MEASURING = ("paths", "experiment", "record", "run_folder", "runner", "stages", "provenance")
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
 
 
 def code_files() -> list[Path]:
-    """Return the modules whose code decides what an experiment measures."""
+    """Return the modules that affect what an experiment measures."""
     package = Path(__file__).parents[1]
     library = {path for path in package.rglob("*.py") if "reproduction" not in path.parts and path.stem != "cli"}
     return sorted(library | {package / "reproduction" / f"{name}.py" for name in MEASURING})
 
 
 def code_digest() -> str:
-    """Twelve hexadecimal digits that change with the code an experiment runs; of the code that this process runs."""
+    """Return twelve hexadecimal digits that identify the code of this process, without comments and docstrings."""
     return CODE
 
 
-def digest(*paths: Path) -> str:
-    """Twelve hexadecimal digits that change with the content of the files."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+def statements(source: str) -> str:
+    """Return Python source without comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def digest(*contents: bytes) -> str:
+    """Return twelve hexadecimal digits that identify the contents."""
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
+
+
+def file_digest(path: Path) -> str:
+    """Return twelve hexadecimal digits that identify the content of a file."""
+    return digest(path.read_bytes())
+
+
+@cache
+def git_state() -> dict[str, str | bool | None]:
+    """Return the git `commit` of the checkout and whether its tracked files are `clean`; None outside a checkout."""
+    try:
+        commit = git("rev-parse", "HEAD")
+        return dict(commit=commit[:12], clean=not git("status", "--porcelain", "--untracked-files=no"))
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or not a checkout
+        return dict(commit=None, clean=None)
+
+
+def git(*arguments: str) -> str:
+    """Return what a git command prints in the checkout."""
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a measurement may depend on, as they are now."""
+    """Return the installed versions of Python and of the packages that a measurement depends on."""
     return {package: version(package) for package in VERSIONS_OF} | dict(python=platform.python_version())
 
 
 def describe(device: torch.device) -> str:
-    """The GPU, or the processor with the instructions torch uses: a name like "AMD EPYC" spans a factor of four."""
+    """Return the name of the GPU, or of the processor with its vector instructions and the number of threads.
+
+    The instruction set is part of the name because processors called "AMD EPYC" differ in speed by a factor of four.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name, threads = processor().get("cpu_name") or platform.machine(), torch.get_num_threads()
     return f"{name} with {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)}"
 
 
-CODE = digest(*code_files())  # as it is imported: a file may be edited while the process runs
+# Computed at import, because a file may be edited while the process runs.
+CODE = digest(*(statements(path.read_text()).encode() for path in code_files()))

@@ -1,11 +1,10 @@
-"""The folder of a run, and what the stages that work in it share.
+"""The folder of a run, and what its stages share.
 
-Every stage writes its result into the folder, weights first and a JSON file last, each file whole or absent. A stage
-whose JSON file is there is not computed again, so a run that was killed goes on where it stopped. Where one is computed
-again, because a file of it was deleted, so are those that read what it made.
+Each stage writes its result into the folder: weights first, then a JSON file, each of them atomically. A stage whose
+JSON file exists is not computed again, so a killed run resumes at the stage that it was in. If a file of a stage is
+deleted, the stage and all that depend on it are computed again.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -24,20 +23,20 @@ from urank.factorize import count_cost, load_compact, merge_useless
 from urank.files import read_json, read_weights, write_json
 from urank.layers import used_layers
 from urank.numerics import statistics_precision
-from urank.plan import RankPlan
+from urank.plan import NOT_RECORDED, RankPlan
 from urank.reproduction.experiment import Experiment, as_json, fresh_network, load_images
-from urank.reproduction.provenance import code_digest, describe, versions
+from urank.reproduction.provenance import code_digest, describe, digest, git_state, versions
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe
 
-# The weights and matrices that a stage leaves beside its JSON file.
+# Files that a stage writes beside its JSON file.
 PRODUCES = {
     "train": ["original.safetensors"],
     "calibrate": ["grams.safetensors"],
     "decompose": ["decomposed/weights.safetensors", "decomposed/plan.json"],
     "finetune": ["finetuned/weights.safetensors", "finetuned/plan.json"],
 }
-# The last of the earlier stages whose result a stage reads; what that one read, it may read too.
+# The direct dependency of each stage. Dependencies are transitive.
 READS = {
     "calibrate": "train",
     "search": "calibrate",
@@ -48,8 +47,8 @@ READS = {
     "baseline": "train",
     "latency": "finetune",
 }
-# The settings of an experiment that a stage reads. All others decide which network is trained, but for `baseline`: it
-# decides whether there is such a stage.
+# The settings of an experiment that each stage reads. All other settings affect training, except `baseline`, which
+# adds a stage.
 SETTINGS = {
     "calibrate": ["calibration"],
     "search": ["tolerance", "mode", "order", "validation"],
@@ -57,11 +56,20 @@ SETTINGS = {
     "finetune": ["finetune"],
     "baseline": ["finetune"],
 }
-SMALL = 3 * 64 * 64  # an image of at most so many numbers is small
+SMALL_IMAGE = 3 * 64 * 64  # largest number of values in a small image
 
 
-class Work:
-    """What the stages of one run share: the folder, the device, and the images, loaded when first needed."""
+class RunFolder:
+    """The folder of one run, with what its stages share: the device, the images, the networks they leave.
+
+    Args:
+        experiment: the experiment.
+        folder: where its stages write.
+        device: where networks run.
+        progress: show progress bars.
+        weights: file of the weights to start training from; None for seeded ones.
+        deadline: value of `time.monotonic()` by which to stop, or None.
+    """
 
     def __init__(
         self,
@@ -76,15 +84,15 @@ class Work:
         self.weights, self.deadline = weights, deadline
         self._images: tuple[Dataset, Split] | None = None
 
-    def stage(self, name: str, compute: Callable[["Work"], dict]) -> dict:
-        """The stage's result: read where it is there, else computed and written with the seconds it took.
+    def stage(self, name: str, compute: Callable[["RunFolder"], dict]) -> dict:
+        """Return the result of a stage: read it if it exists, else compute it and write it with the seconds it took.
 
-        The checkpoint goes last, so that no epoch and no searched layer is lost in between.
+        The checkpoint is deleted last, so that a kill in between loses no epoch and no searched layer.
         """
         path = self.folder / f"{name}.json"
-        missing = not all(file.exists() for file in [path, *(self.folder / left for left in PRODUCES.get(name, []))])
-        if totals(int(missing and is_first()))[0]:  # as the first process sees it
-            check_time(self.deadline, f"{self.experiment.name} has its stage {name} ahead")
+        missing = not is_finished(self.folder, name)
+        if totals(int(missing and is_first()))[0]:  # all processes follow the first
+            check_time(self.deadline, f"{self.experiment.name}: stage {name} was not started")
             if is_first():
                 self.forget(name)
             begun, start = self.begin(name), time.perf_counter()
@@ -97,7 +105,7 @@ class Work:
         return read_json(path)
 
     def forget(self, name: str) -> None:
-        """Delete an earlier result of a stage, the record that holds it, and what others made of it."""
+        """Delete a stage's result, the record, and the results of all stages that depend on it."""
         (self.folder / "record.json").unlink(missing_ok=True)
         self.delete(name, "json")
         for later in (later for later, read in READS.items() if read == name):
@@ -105,21 +113,22 @@ class Work:
             self.forget(later)
 
     def delete(self, name: str, *kinds: str) -> None:
-        """Delete a stage's files of these endings."""
+        """Delete the files NAME.KIND of a stage."""
         for kind in kinds:
             (self.folder / f"{name}.{kind}").unlink(missing_ok=True)
 
     def begin(self, name: str) -> dict:
-        """The `makers` of a stage: this process, and those that began it and left a checkpoint; the `seconds` of these.
+        """Note that this process computes a stage; return all its `makers` and the `seconds` of the earlier ones.
 
-        The file is touched whenever the stage is begun, the checkpoint is written whenever a part of it is done.
+        A stage that is resumed from a checkpoint has several makers. The file NAME.begun is touched whenever the stage
+        is started, and the checkpoint is written after each part, so their dates tell how long an earlier process took.
         """
         path, checkpoint = self.folder / f"{name}.begun", self.folder / f"{name}.ckpt"
         begun = dict(makers=[], seconds=0.0)
         if checkpoint.exists() and path.exists():
             begun = read_json(path)
             begun["seconds"] += max(0.0, checkpoint.stat().st_mtime - path.stat().st_mtime)
-        this = dict(device=describe(self.device), code=code_digest(), versions=versions())
+        this = dict(device=describe(self.device), code=code_digest(), **git_state(), versions=versions())
         begun["makers"] += [] if this in begun["makers"] else [this]
         write_json(path, begun)
         if is_first():
@@ -128,12 +137,12 @@ class Work:
 
     @property
     def dataset(self) -> Dataset:
-        """The images, without those held out."""
+        """The data set, without held-out images."""
         return self._loaded()[0]
 
     @property
     def consulted(self) -> Split:
-        """The images that a search may consult."""
+        """The images on which a search may count correct predictions."""
         return self._loaded()[1]
 
     def _loaded(self) -> tuple[Dataset, Split]:
@@ -144,18 +153,20 @@ class Work:
         return self._images
 
     def check_labels(self, labels: str) -> None:
-        """Note which images the run sees; refuse others than it saw before."""
+        """Note which images the run uses; raise an error if it used others before."""
         path = self.folder / "labels.json"
         if not path.exists():
             write_json(path, labels)
         elif read_json(path) != labels:
-            images = f"other images than {self.experiment.dataset} has now"
-            raise ValueError(f"{path}: begun with {images} (another URANK_DATA?); delete its folder to start again")
+            raise ValueError(
+                f"{path}: this run began with other {self.experiment.dataset} images (is URANK_DATA another folder?); "
+                "set URANK_DATA back, or start again with --fresh"
+            )
 
     @property
     def calibration(self) -> Batches:
         split = self.dataset.train.take(self.experiment.calibration)
-        return self.batches(split.feed(self.device))  # read once: files need not be held
+        return self.batches(split.feed(self.device))  # read only once, so files need not be kept in memory
 
     @cached_property
     def validation(self) -> Batches:
@@ -168,19 +179,19 @@ class Work:
         return self.batches(self.dataset.test.to(self.device))
 
     def batches(self, split: Split | FileSplit) -> Batches:
-        """`split` in batches; a GPU gets small images by the thousand, or it would wait for each next batch."""
-        small = math.prod(self.dataset.image_shape) <= SMALL
+        """Return `split` in batches, larger ones for small images on a GPU to hide launch latency."""
+        small = math.prod(self.dataset.image_shape) <= SMALL_IMAGE
         return self.dataset.batches(split, 2048 if small and self.device.type == "cuda" else 256)
 
     def initial(self) -> nn.Module:
-        """The network before its training."""
+        """Return the network before training."""
         network = fresh_network(self.experiment)
         if self.weights is not None:
             adopt(network, read_weights(self.weights), self.dataset.image_shape)
         return network.to(self.device, memory_format=torch.channels_last)
 
     def original(self) -> nn.Module:
-        """The trained network."""
+        """Return the trained network."""
         return original_network(self.experiment, self.folder).to(self.device, memory_format=torch.channels_last)
 
     def plan(self) -> RankPlan:
@@ -190,18 +201,18 @@ class Work:
         return calibrated_grams(self.folder, statistics_precision(self.device)[0])
 
     def merged(self) -> nn.Module:
-        """The fine-tuned network with only the useful layers split."""
+        """Return the fine-tuned network in which only those layers are split that become smaller."""
         original = self.original()
         compact = load_compact(original, self.folder / "finetuned")
         merged = merge_useless(compact, original, self.plan())
         return merged.to(self.device, memory_format=torch.channels_last)
 
     def cost(self, network: nn.Module) -> dict:
-        """Parameters, and MACs an image."""
+        """Count parameters, and MACs per image."""
         return asdict(count_cost(network, self.dataset.image_shape))
 
     def fit(self, network: nn.Module, recipe: Recipe, stage: str, part: str = "") -> list[dict]:
-        """Fit `network` with a checkpoint that is there only until the stage has ended."""
+        """Fit `network`, with a checkpoint after each epoch that is deleted when the stage is finished."""
         return fit(
             network,
             self.dataset,
@@ -216,67 +227,80 @@ class Work:
         )
 
 
+def is_finished(folder: Path, stage: str) -> bool:
+    """Return whether all files of a stage exist."""
+    return all((folder / name).exists() for name in [f"{stage}.json", *PRODUCES.get(stage, [])])
+
+
 def made_by(makers: list[dict]) -> dict:
-    """When a stage was finished, by which code, where, and with which versions; all of them where they were several."""
+    """Describe who computed a stage: device, date, code, git commit, versions; all of them if there were several."""
     numbers = {
         package: joined(maker["versions"].get(package, "unknown") for maker in makers)
         for package in makers[-1]["versions"]
     }
-    device, code = joined((maker["device"] for maker in makers), "; "), joined(maker["code"] for maker in makers)
-    return dict(device=device, date=datetime.now(UTC).date().isoformat(), code=code, versions=numbers)
+    states = [maker.get("clean") for maker in makers]
+    return dict(
+        device=joined((maker["device"] for maker in makers), "; "),
+        date=datetime.now(UTC).date().isoformat(),
+        code=joined(maker["code"] for maker in makers),
+        commit=joined(maker.get("commit") or NOT_RECORDED for maker in makers),
+        clean=None if None in states else all(states),
+        versions=numbers,
+    )
 
 
 def joined(words: Iterable[str], by: str = ", ") -> str:
-    """The different ones of `words`."""
+    """Join the distinct `words`, in order."""
     return by.join(dict.fromkeys(words))
 
 
 def labels_digest(dataset: Dataset) -> str:
-    """Twelve hexadecimal digits that change with the labels of the training and test images, and with their order."""
-    return hashlib.sha256(torch.cat([dataset.train.labels, dataset.test.labels]).numpy().tobytes()).hexdigest()[:12]
+    """Return twelve hexadecimal digits that identify the training and test labels, in order."""
+    return digest(torch.cat([dataset.train.labels, dataset.test.labels]).numpy().tobytes())
 
 
 def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split]:
-    """`dataset` without its last `count` training images, and these."""
+    """Split the last `count` training images off; return the rest of the data set and these images."""
     train = dataset.train
     if count >= len(train):
-        raise ValueError(f"{dataset.name}: of {len(train)} training images {count} cannot be held out")
+        raise ValueError(f"{dataset.name}: cannot hold out {count} of {len(train)} training images")
     kept = len(train) - count
     return replace(dataset, train=train[:kept]), train[kept:]
 
 
 def head_of(network: nn.Module, image_shape: tuple[int, ...]) -> str:
-    """The path of the layer that gives the logits for images (c, h, w): the last by whose weight is multiplied."""
+    """Return the path of the classifier: the last matrix layer that the forward pass of a (c, h, w) image uses."""
     return used_layers(network, one_image(network, image_shape))[-1]
 
 
 def one_image(network: nn.Module, image_shape: tuple[int, ...]) -> Tensor:
-    """A batch of one black image, where the network is and in its precision."""
+    """Return a batch of one black image (1, c, h, w) on the network's device and in its precision."""
     return next(network.parameters()).new_zeros(1, *image_shape)
 
 
 def adopt(network: nn.Module, weights: dict[str, Tensor], image_shape: tuple[int, ...]) -> None:
-    """Load `weights` into `network`, except a classifier for another number of classes.
+    """Load `weights` into `network`; keep its own classifier if the number of classes differs.
 
     Raises:
-        ValueError: the weights differ from the network's in more than the classifier's shape.
+        ValueError: the weights do not fit the network, apart from the classifier.
     """
     own, head = network.state_dict(), head_of(network, image_shape)
     kept = {name: tensor for name, tensor in own.items() if name in weights and weights[name].shape != tensor.shape}
-    strange = own.keys() ^ weights.keys() | {name for name in kept if name.rpartition(".")[0] != head}
-    if strange:
-        raise ValueError(f"the weights to start from differ in more than the classifier {head}: {', '.join(strange)}")
+    unfit = own.keys() ^ weights.keys() | {name for name in kept if name.rpartition(".")[0] != head}
+    if unfit:
+        names = ", ".join(sorted(unfit))
+        raise ValueError(f"the weights to start from do not fit the network, apart from its classifier {head}: {names}")
     network.load_state_dict(weights | kept)
 
 
 def original_network(experiment: Experiment, folder: Path) -> nn.Module:
-    """The trained network that the training stage left in `folder`."""
+    """Return the trained network that the training stage left in `folder`."""
     network = fresh_network(experiment, fetch=False)
     network.load_state_dict(read_weights(folder / "original.safetensors"))
     return network
 
 
 def calibrated_grams(folder: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """X^T X of every layer that the calibration stage left in `folder`, in the order of the forward pass."""
+    """Return X^T X of every layer, in forward order, as the calibration stage left them in `folder`."""
     grams = read_weights(folder / "grams.safetensors", device)
     return {name: grams[name] for name in read_json(folder / "calibrate.json")["layers"]}

@@ -1,7 +1,6 @@
-"""One network on one data set, end to end, from training to a record.
+"""Run an experiment from training to a record, or what is left of it.
 
-An experiment may start from the network that another one trained. Its stages are in `stages`; a run that was killed
-goes on where it stopped.
+Results that exist are kept and used, also those that another version of the code computed; the record names these.
 """
 
 import shutil
@@ -16,16 +15,17 @@ import torch
 from filelock import FileLock, Timeout
 
 from urank.deadline import OutOfTime
-from urank.distributed import is_first, join, own_device
+from urank.distributed import is_first, join, own_device, wait
 from urank.files import delete_unfinished, read_json, write_json
 from urank.reproduction.experiment import Experiment, as_json, check_start
-from urank.reproduction.provenance import code_digest, digest
+from urank.reproduction.provenance import code_digest, file_digest
 from urank.reproduction.record import Record
-from urank.reproduction.run_folder import SETTINGS, Work, joined
+from urank.reproduction.run_folder import SETTINGS, RunFolder, joined
 from urank.reproduction.stages import STAGES, stages_of
-from urank.training.recipe import what_is_fitted
+from urank.training.recipe import result_fields
 
-FITS = ("train", "finetune")  # the settings that are recipes
+RECIPES = ("train", "finetune")  # the settings that are recipes
+MADE = ("device", "date", "code", "commit", "clean")  # what a record tells about the computation of each stage
 
 
 def run(
@@ -33,53 +33,62 @@ def run(
     folder: Path | str,
     device: str = "auto",
     progress: bool = True,
-    same_code: bool = False,
+    recompute: bool = False,
     start: Path | str | None = None,
     deadline: float | None = None,
 ) -> Record:
-    """Run `experiment`, or what is left of it, in `folder` and return its record (also written as `record.json`).
+    """Run `experiment`, or what is left of it, in `folder` and return its record, which is saved as `record.json`.
 
     Args:
-        device: "cpu", "cuda", ... or "auto" for a GPU where there is one.
-        progress: show bars.
-        same_code: start again where other code began, or from other weights; default is to go on, as a record says
-            which code ran a stage.
+        device: "cpu", "cuda", ... or "auto" for a GPU if there is one.
+        progress: show progress bars.
+        recompute: delete results in `folder` that another version of the code computed, or that started from other
+            weights. By default such results are kept and named on stderr.
         start: folder of the experiment that this one starts from.
-        deadline: value of `time.monotonic()` by which to stop: no stage begins after it, and no epoch of a fit or layer
-            of a search, but the first, that would not end before it if it took as long as the last.
+        deadline: value of `time.monotonic()` by which to stop. No stage is started after it, and no epoch or searched
+            layer, except the first, that is expected to end after it.
 
     Raises:
-        ValueError: the folder holds another experiment or a stage that was run with other settings, a name or option
+        ValueError: the folder contains another experiment or a stage that was run with other settings, a name or option
             is unknown, or `start` is not the folder of the experiment to start from.
-        OutOfTime: the deadline has passed and something is left, or another run still works in `folder`; the next call
-            goes on there.
+        OutOfTime: the deadline has passed and something is left, or another run still works in `folder`. The next call
+            resumes there.
     """
     folder = Path(folder).resolve()
     join()
     weights = starting_weights(experiment, start)
     with alone_in(folder, deadline):
         if is_first():
-            claim(folder, experiment, same_code, weights)
+            claim(folder, experiment, recompute, weights)
             delete_unfinished(folder)
-        work = Work(experiment, folder, pick_device(device), progress, weights, deadline)
-        stages = {name: work.stage(name, STAGES[name]) for name in stages_of(experiment)}
-        record = Record(assemble(experiment, stages) | dict(weights=digest(folder / "original.safetensors")))
+        run = RunFolder(experiment, folder, pick_device(device), progress, weights, deadline)
+        stages = {name: run.stage(name, STAGES[name]) for name in stages_of(experiment)}
+        record = Record(assemble(experiment, stages) | dict(weights=file_digest(folder / "original.safetensors")))
         record.save(folder / "record.json")
     return record
 
 
+def delete_run(folder: Path) -> None:
+    """Delete all results in `folder`, once no other run works there."""
+    join()
+    with alone_in(folder, None):
+        if is_first() and folder.exists():
+            shutil.rmtree(folder)
+    wait()
+
+
 @contextmanager
 def alone_in(folder: Path, deadline: float | None) -> Iterator[None]:
-    """Inside the block no other run works in `folder`; waits, and says so, while one does, until the deadline."""
-    if not is_first():  # the first process of a run locks for all
+    """Lock `folder` against other runs; wait until the deadline while another run works there."""
+    if not is_first():  # the first process locks for all
         yield
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # the system unlocks it when a process is killed
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # the system releases it when a process is killed
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        print(f"{folder}: waiting for another run that works there", file=sys.stderr)
+        print(f"{folder}: waiting for another run to finish there", file=sys.stderr)
         wait_for(lock, folder, deadline)
     try:
         yield
@@ -88,7 +97,7 @@ def alone_in(folder: Path, deadline: float | None) -> Iterator[None]:
 
 
 def wait_for(lock: FileLock, folder: Path, deadline: float | None) -> None:
-    longest = -1 if deadline is None else max(0.0, deadline - time.monotonic())  # -1: as long as it takes
+    longest = -1 if deadline is None else max(0.0, deadline - time.monotonic())  # -1: wait without limit
     try:
         lock.acquire(timeout=longest)
     except Timeout:
@@ -96,91 +105,128 @@ def wait_for(lock: FileLock, folder: Path, deadline: float | None) -> None:
 
 
 def starting_weights(experiment: Experiment, start: Path | str | None) -> Path | None:
-    """The file of the weights that `experiment` starts from; None where these are seeded."""
+    """Return the file of the weights that `experiment` starts from; None for seeded weights."""
     if (experiment.start is None) != (start is None):
-        whose = f"the folder of {experiment.start}" if experiment.start else "no folder: its weights are seeded"
-        raise ValueError(f"{experiment.name} starts from {whose}, not from {start}")
+        wanted = f"the folder of {experiment.start}" if experiment.start else "None, because its weights are seeded"
+        raise ValueError(f"{experiment.name}: start must be {wanted}, got {start}")
     if start is None:
         return None
     start = Path(start)
     if not (start / "train.json").exists():
-        raise ValueError(f"{experiment.name} starts from {experiment.start}, which has not been trained in {start}")
+        raise ValueError(f"{experiment.name} starts from {experiment.start}, which was not trained in {start}")
     check_start(experiment, Experiment.from_dict(read_json(start / "experiment.json")["definition"]))
     return start / "original.safetensors"
 
 
-def claim(folder: Path, experiment: Experiment, same_code: bool, weights: Path | None = None) -> None:
-    """Write down whose folder this is, which code began it, and from which weights; refuse one begun otherwise."""
-    path, stages = folder / "experiment.json", finished_stages(folder)
-    content = dict(definition=as_json(asdict(experiment)), code=code_digest(), start=weights and digest(weights))
-    if not stages and not list(folder.glob("*.ckpt")):  # nothing is lost: not even an epoch was finished here
+def claim(folder: Path, experiment: Experiment, recompute: bool, weights: Path | None = None) -> None:
+    """Write `experiment.json`, which names the experiment of `folder`; raise an error if it holds another one."""
+    path, content = folder / "experiment.json", identity_of(experiment, weights)
+    if not has_results(folder):
         write_json(path, content)
         (folder / "labels.json").unlink(missing_ok=True)
-    begun = read_json(path) if path.exists() else {}  # gone where a restart was killed while it deleted the folder
-    definition = begun_definition(begun)
+    begun = read_json(path) if path.exists() else {}  # missing if a deletion was killed halfway
     if begun:
-        check_settings(folder, definition, content["definition"])
+        check_settings(folder, begun_definition(begun), content["definition"])
     same_start = begun.get("start") == content["start"]
-    codes = {begun.get("code"), *(stage["made"]["code"] for stage in stages)}
-    codes |= {maker["code"] for stage in folder.glob("*.begun") for maker in read_json(stage)["makers"]}
-    if same_code and (codes != {content["code"]} or not same_start):
+    if recompute and (is_outdated(folder) or not same_start):
         shutil.rmtree(folder)
         write_json(path, content)
     elif not begun:
-        raise ValueError(f"{folder} holds stages but no experiment.json to say of what: delete it to start again")
+        raise ValueError(
+            f"{folder} contains results but no experiment.json that names them; use --fresh to start again"
+        )
     elif not same_start:
-        raise ValueError(f"{folder} was begun from other weights of {experiment.start}: delete it to start again")
-    elif definition != content["definition"]:
-        (folder / "record.json").unlink(missing_ok=True)  # it is of the experiment as it was defined before
-        write_json(path, begun | dict(definition=content["definition"]))
+        raise ValueError(f"{folder} started from other weights of {experiment.start}; use --fresh to start again")
+    else:
+        if begun_definition(begun) != content["definition"]:
+            (folder / "record.json").unlink(missing_ok=True)  # it describes the earlier definition
+            write_json(path, begun | dict(definition=content["definition"]))
+        name_kept_results(folder, experiment)
+
+
+def identity_of(experiment: Experiment, weights: Path | None) -> dict:
+    """Return the content of `experiment.json`: the definition, the code that began the run, the starting weights."""
+    start = None if weights is None else file_digest(weights)
+    return dict(definition=as_json(asdict(experiment)), code=code_digest(), start=start)
+
+
+def has_results(folder: Path) -> bool:
+    """Return whether a stage was finished in `folder`, or a part of one."""
+    return bool(finished_stages(folder)) or any(folder.glob("*.ckpt"))
+
+
+def is_outdated(folder: Path) -> bool:
+    """Return whether another version of the code computed anything in `folder`."""
+    codes = {stage["made"]["code"] for stage in finished_stages(folder).values()}
+    codes |= {maker["code"] for stage in folder.glob("*.begun") for maker in read_json(stage)["makers"]}
+    if (folder / "experiment.json").exists():
+        codes.add(read_json(folder / "experiment.json").get("code"))
+    return codes != {code_digest()}
+
+
+def name_kept_results(folder: Path, experiment: Experiment) -> None:
+    """Print which results another version of the code computed."""
+    others = {name: stage["made"] for name, stage in finished_stages(folder).items() if is_from_other_code(stage)}
+    if others:
+        commits = joined(made.get("commit") or f"code {made['code']}" for made in others.values())
+        print(
+            f"{experiment.name}: keeping {', '.join(others)}, computed by another version of the code ({commits}); "
+            "--fresh recomputes them",
+            file=sys.stderr,
+        )
+
+
+def is_from_other_code(stage: dict) -> bool:
+    return stage["made"]["code"] != code_digest()
 
 
 def check_settings(folder: Path, begun: dict | None, wanted: dict) -> None:
-    """Refuse a definition that a stage begun in `folder` contradicts; what no stage has read yet may change."""
+    """Raise an error if a stage in `folder` used other settings; those that no stage has used yet may change."""
     before, wanted = deciding(begun or {}), deciding(wanted)
     changed = {name for name, value in wanted.items() if before.get(name, ...) != value} - {"baseline"}
     if changed - {name for names in SETTINGS.values() for name in names}:
         raise ValueError(
-            f"{folder} holds another experiment (see experiment.json there): delete it, give this one a variant, or "
-            f"set URANK_RUNS to another folder of runs"
+            f"{folder} contains another experiment (see experiment.json there): use --fresh to delete it, give this "
+            "one a variant, or set URANK_RUNS to another folder"
         )
     read = [f"{stage}.{kind}" for stage, names in SETTINGS.items() for kind in ("json", "ckpt") if changed & set(names)]
     if kept := [name for name in read if (folder / name).exists()]:
         raise ValueError(
             f"{folder} was run with another {' and '.join(sorted(changed))} (see experiment.json there): delete "
-            f"{' and '.join(kept)} there to run that and what follows from it again, or give this experiment a variant"
+            f"{' and '.join(kept)} there to recompute that and all that depends on it, or give this one a variant"
         )
 
 
 def deciding(definition: dict) -> dict:
-    """A definition without what its recipes say of speed alone."""
-    return {name: what_is_fitted(value) if name in FITS else value for name, value in definition.items()}
+    """Return a definition without the fields of its recipes that affect only speed."""
+    return {name: result_fields(value) if name in RECIPES else value for name, value in definition.items()}
 
 
-def finished_stages(folder: Path) -> list[dict]:
-    return [read_json(file) for name in STAGES if (file := folder / f"{name}.json").exists()]
+def finished_stages(folder: Path) -> dict[str, dict]:
+    """Return the results of the finished stages in `folder` by name."""
+    return {name: read_json(file) for name in STAGES if (file := folder / f"{name}.json").exists()}
 
 
 def begun_definition(begun: object) -> dict | None:
-    """The definition in an experiment.json, with defaults for what experiments did not have when it was written."""
+    """Return the definition in an experiment.json, with defaults for fields that were added later; None if invalid."""
     try:
         return as_json(asdict(Experiment.from_dict(begun["definition"])))
-    except (KeyError, TypeError, ValueError):  # whatever it is, it is no experiment
+    except (KeyError, TypeError, ValueError):
         return None
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is a GPU where there is one."""
+    """Return the device called `name`; "auto" is a GPU if there is one."""
     if name == "auto":
         return own_device()
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
-        raise ValueError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError) as error:  # torch raises either one
+        raise ValueError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
 
 
 def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
-    """The record's content from the stages' results."""
+    """Return the content of the record from the results of the stages."""
     train, search, finetune = stages["train"], stages["search"], stages["finetune"]
     baseline = stages.get("baseline", dict(accuracy=None, history=[]))
     history = dict(train=train["history"], finetune=finetune["history"], baseline=baseline["history"])
@@ -205,15 +251,16 @@ def assemble(experiment: Experiment, stages: dict[str, dict]) -> dict:
         seconds={
             name: seconds_of(history[name]) if name in history else stage["seconds"] for name, stage in stages.items()
         },
-        made={name: {key: stage["made"][key] for key in ("device", "date", "code")} for name, stage in stages.items()},
+        made={name: {key: stage["made"].get(key) for key in MADE} for name, stage in stages.items()},
+        other_code=[name for name, stage in stages.items() if is_from_other_code(stage)],
         versions=versions_of(stages.values()),
     )
 
 
 def versions_of(stages: Iterable[dict]) -> dict[str, str]:
-    """By package the version that computed the stages, or the versions, where a run was gone on with by others.
+    """Return the versions of each package that computed the stages, several if the run was resumed with others.
 
-    Stages that this package computed before it noted them have none.
+    Stages that early versions of urank computed have none.
     """
     found: dict[str, list[str]] = {}
     for stage in stages:
@@ -223,5 +270,5 @@ def versions_of(stages: Iterable[dict]) -> dict[str, str]:
 
 
 def seconds_of(history: list[dict]) -> float:
-    """How long a fit took, whatever number of times it was interrupted."""
+    """Return the seconds of a fit, without interruptions."""
     return round(sum(epoch["seconds"] for epoch in history), 1)

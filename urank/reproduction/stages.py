@@ -1,4 +1,7 @@
-"""What the stages of an experiment compute, in the order of `STAGES`; see `work` for how they go on."""
+"""The stages of an experiment, in the order of `STAGES`: train, calibrate, search, decompose, fine-tune, measure.
+
+`run_folder` tells how their results are kept.
+"""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +17,7 @@ from urank.layers import evaluating, matrix_layers, set_weight_matrix, used_laye
 from urank.numerics import has_fast_bfloat16, singular_values
 from urank.reproduction.experiment import Experiment
 from urank.reproduction.provenance import describe
-from urank.reproduction.run_folder import SMALL, Work, head_of, one_image
+from urank.reproduction.run_folder import SMALL_IMAGE, RunFolder, head_of, one_image
 from urank.search.bisection import search_ranks
 from urank.search.replay import Replay
 from urank.search.validation import Validation, evaluate
@@ -22,81 +25,81 @@ from urank.subspaces import Spectrum, dimension_for_energy, layer_spectra, proje
 from urank.throughput import images_per_second
 
 ENERGIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999, 0.9999)
-BATCH_SIZES = (1, 256)  # at which the networks are timed
+BATCH_SIZES = (1, 256)  # of the throughput measurement
 
 
-def _train(work: Work) -> dict:
-    network = work.initial()
-    part = head_of(network, work.dataset.image_shape) if work.experiment.trainable == "head" else ""
-    history = work.fit(network, work.experiment.train, "train", part)
-    write_weights(work.folder / "original.safetensors", network)
-    return dict(history=history, accuracy=evaluate(network, work.test), cost=work.cost(network))
+def _train(run: RunFolder) -> dict:
+    network = run.initial()
+    part = head_of(network, run.dataset.image_shape) if run.experiment.trainable == "head" else ""
+    history = run.fit(network, run.experiment.train, "train", part)
+    write_weights(run.folder / "original.safetensors", network)
+    return dict(history=history, accuracy=evaluate(network, run.test), cost=run.cost(network))
 
 
-def _calibrate(work: Work) -> dict:
-    network = work.original()
-    used = used_layers(network, one_image(network, work.dataset.image_shape))  # not what only training needs
-    grams = accumulate_grams(network, work.calibration, used, progress=work.progress)
-    write_tensors(work.folder / "grams.safetensors", grams)
-    return dict(layers=list(grams), images=len(work.calibration.split))
+def _calibrate(run: RunFolder) -> dict:
+    network = run.original()
+    used = used_layers(network, one_image(network, run.dataset.image_shape))  # without layers that only training uses
+    grams = accumulate_grams(network, run.calibration, used, progress=run.progress)
+    write_tensors(run.folder / "grams.safetensors", grams)
+    return dict(layers=list(grams), images=len(run.calibration.split))
 
 
-def _search(work: Work) -> dict:
-    experiment, grams = work.experiment, work.grams()
+def _search(run: RunFolder) -> dict:
+    experiment, grams = run.experiment, run.grams()
     searched = grams if experiment.order == "forward" else dict(reversed(grams.items()))
     plan = search_ranks(
-        work.original(),
+        run.original(),
         searched,
-        work.validation,
+        run.validation,
         experiment.tolerance,
         experiment.mode,
-        progress=work.progress,
-        checkpoint=work.folder / "search.ckpt",
-        deadline=work.deadline,
+        progress=run.progress,
+        checkpoint=run.folder / "search.ckpt",
+        deadline=run.deadline,
     ).in_order(grams)
     return dict(plan=plan.to_dict(), mlu=plan.mlu, weight_mlu=plan.weight_mlu)
 
 
-def _decompose(work: Work) -> dict:
-    projected = project_network(work.original(), work.plan(), work.grams())
-    compact = decompose(projected, work.plan())
-    save_compact(compact, work.plan(), work.folder / "decomposed")
-    return dict(projected=evaluate(projected, work.test), accuracy=evaluate(compact, work.test))
+def _decompose(run: RunFolder) -> dict:
+    projected = project_network(run.original(), run.plan(), run.grams())
+    compact = decompose(projected, run.plan())
+    save_compact(compact, run.plan(), run.folder / "decomposed")
+    return dict(projected=evaluate(projected, run.test), accuracy=evaluate(compact, run.test))
 
 
-def _finetune(work: Work) -> dict:
-    plan, original = work.plan(), work.original()
-    compact = load_compact(original, work.folder / "decomposed").to(work.device)
-    history = work.fit(compact, work.experiment.finetune, "finetune")
-    save_compact(compact, plan, work.folder / "finetuned")
+def _finetune(run: RunFolder) -> dict:
+    plan, original = run.plan(), run.original()
+    compact = load_compact(original, run.folder / "decomposed").to(run.device)
+    history = run.fit(compact, run.experiment.finetune, "finetune")
+    save_compact(compact, plan, run.folder / "finetuned")
     merged = merge_useless(compact, original, plan)
     return dict(
         history=history,
-        accuracy=evaluate(compact, work.test),
-        merged_accuracy=evaluate(merged, work.test),
-        cost=work.cost(merged),
-        split_cost=work.cost(compact),
+        accuracy=evaluate(compact, run.test),
+        merged_accuracy=evaluate(merged, run.test),
+        cost=run.cost(merged),
+        split_cost=run.cost(compact),
     )
 
 
-def _baseline(work: Work) -> dict:
-    """The original network, given the same further training as the compact one."""
-    network = work.original()
-    history = work.fit(network, work.experiment.finetune, "baseline")
-    return dict(history=history, accuracy=evaluate(network, work.test))
+def _baseline(run: RunFolder) -> dict:
+    """Fine-tune the full-rank network by the same recipe as the compact one."""
+    network = run.original()
+    history = run.fit(network, run.experiment.finetune, "baseline")
+    return dict(history=history, accuracy=evaluate(network, run.test))
 
 
-def _latency(work: Work) -> dict:
-    """Images a second of the original and of the compact network, small images on the processor, too, beside a GPU."""
-    networks = dict(original=work.original(), compact=work.merged())
-    images, _ = next(iter(work.dataset.batches(work.test.split, max(BATCH_SIZES))))
-    quick = images[0].numel() <= SMALL and processes()[1] == 1
-    devices = dict.fromkeys((work.device, torch.device("cpu")) if quick else (work.device,))
+def _latency(run: RunFolder) -> dict:
+    """Measure images/s of the original and the compact network; for small images also on the CPU of a GPU machine."""
+    networks = dict(original=run.original(), compact=run.merged())
+    images, _ = next(iter(run.dataset.batches(run.test.split, max(BATCH_SIZES))))
+    quick = images[0].numel() <= SMALL_IMAGE and processes()[1] == 1
+    devices = dict.fromkeys((run.device, torch.device("cpu")) if quick else (run.device,))
     return dict(rows=[row for device in devices for row in latency_rows(networks, images, device)])
 
 
 def latency_rows(networks: dict[str, nn.Module], images: Tensor, device: torch.device) -> list[dict]:
-    """A row for each network, batch size and precision on `device`; float32 never means TF32."""
+    """Return one row per network, batch size and precision on `device`; float32 never means TF32."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16)[: 1 + has_fast_bfloat16(device)]:
         typed = {name: copy.deepcopy(network).to(device, dtype) for name, network in networks.items()}
@@ -110,10 +113,10 @@ def latency_rows(networks: dict[str, nn.Module], images: Tensor, device: torch.d
     return rows
 
 
-def _spectra(work: Work) -> dict:
-    """Singular values of W, W', X and Y of every layer, as Figure 1(a) draws them."""
-    plan, grams, spectra = work.plan(), work.grams(), {}
-    layers = matrix_layers(work.original())
+def _spectra(run: RunFolder) -> dict:
+    """Compute the singular values of W, W', X and Y of every layer (Figure 1(a))."""
+    plan, grams, spectra = run.plan(), run.grams(), {}
+    layers = matrix_layers(run.original())
     for entry in plan.layers:
         W, gram = weight_matrix(layers[entry.layer]), grams[entry.layer]
         inputs, outputs = layer_spectra(gram, W)
@@ -128,29 +131,29 @@ def _spectra(work: Work) -> dict:
 
 
 def digits(values: Tensor) -> list[float]:
-    """Six significant digits are more than a figure shows and keep a record small."""
+    """Round to six significant digits, which is more than a figure shows and keeps a record small."""
     return [float(f"{value:.6g}") for value in values.tolist()]
 
 
-def _sweep(work: Work) -> dict:
-    """k_S, accuracy and ||W - W'|| / ||W|| against the input energy, a layer at a time, as in Figure 1(b).
+def _sweep(run: RunFolder) -> dict:
+    """Vary the input energy of one layer at a time and measure k_S, accuracy and ||W - W'|| / ||W|| (Figure 1(b)).
 
-    W' = P_S W here: the output side is left alone.
+    Only the input side is projected: W' = P_S W.
     """
-    if not work.experiment.sweep:
+    if not run.experiment.sweep:
         return dict(rows=[])
-    network, grams = work.original(), work.grams()
-    layers, replay = matrix_layers(network), Replay(network, Validation(work.validation))
+    network, grams = run.original(), run.grams()
+    layers, replay = matrix_layers(network), Replay(network, Validation(run.validation))
     rows = []
     with evaluating(network):
-        for name in (name for name in grams if name in work.experiment.sweep):
+        for name in (name for name in grams if name in run.experiment.sweep):
             replay.advance(layers[name])
             rows += [dict(layer=name) | row for row in sweep_layer(layers[name], grams[name], replay)]
     return dict(rows=rows)
 
 
 def sweep_layer(layer, gram: Tensor, replay: Replay) -> list[dict]:
-    """One row (energy, k_s, correct, norm_difference) for each of `ENERGIES`; the layer's weight comes back."""
+    """Return one row (energy, k_s, correct, norm_difference) per entry of `ENERGIES`; the layer is not changed."""
     W, inputs = weight_matrix(layer), Spectrum.of(gram)
     rows = []
     for energy in ENERGIES:
@@ -164,7 +167,7 @@ def sweep_layer(layer, gram: Tensor, replay: Replay) -> list[dict]:
     return rows
 
 
-STAGES: dict[str, Callable[[Work], dict]] = dict(
+STAGES: dict[str, Callable[[RunFolder], dict]] = dict(
     train=_train,
     calibrate=_calibrate,
     search=_search,
@@ -178,6 +181,6 @@ STAGES: dict[str, Callable[[Work], dict]] = dict(
 
 
 def stages_of(experiment: Experiment) -> list[str]:
-    """The stages of an experiment; a baseline that would be fitted for no epoch is the original itself."""
+    """Return the names of an experiment's stages; without fine-tuning there is no baseline to fine-tune."""
     with_baseline = experiment.baseline and experiment.finetune.epochs > 0
     return [name for name in STAGES if with_baseline or name != "baseline"]

@@ -1,10 +1,10 @@
-"""Run the rest of a network from where a layer begins.
+"""Run a network from one layer on, with the earlier activations kept.
 
-A search asks hundreds of times what a network answers when one layer has changed. Everything that runs before this
-layer gives the same activations each time, so they are computed once and kept. `Replay` assumes nothing about the
-network's shape. It watches one forward pass, finds the submodules that have returned before the layer is called or its
-weight read, and lets these, when the network is run again, return what they returned before instead of computing it. Of
-these results only those that some later computation reads are kept; the others become tensors without data.
+A search runs the network hundreds of times with one layer changed. Everything before this layer gives the same
+activations each time, so they are computed once and kept. `Replay` makes no assumption about the architecture. It
+watches one forward pass and finds the submodules that return before the layer is called or its weight is read. When
+the network is run again, these submodules return their kept outputs instead of computing them. Only outputs that later
+computations read are kept; the others are replaced by tensors without data (on the meta device).
 """
 
 import warnings
@@ -22,29 +22,42 @@ from torch.utils._pytree import tree_flatten, tree_map
 from urank.distributed import processes
 from urank.memory import free_memory
 
-LEAST_MEMORY = 2 << 30  # bytes of activations that a replay may keep on any processor
+MIN_CPU_MEMORY = 2 << 30  # bytes of activations that a replay may keep on any CPU
 
-# What submodules returned in one forward pass, call by call; modules inside a module that returned are left out.
+# The outputs of submodules in one forward pass, one per call. Modules inside a module that is listed are left out.
 Results = dict[nn.Module, list]
-# What a module may return beside tensors, in tuples, lists and dictionaries.
-UNCHANGING = NoneType | bool | int | float | str | torch.dtype | torch.device | torch.Size
+# What a module may return besides tensors, in tuples, lists and dictionaries.
+IMMUTABLE = NoneType | bool | int | float | str | torch.dtype | torch.device | torch.Size
 
 
 class Replay:
-    """The logits of `model` over `batches`, computed from one layer on.
+    """Compute the logits of `model` over `batches`, starting from one layer.
 
-    Use it in evaluation mode without gradients (`layers.evaluating`). After `advance(layer)` weights may change in
-    that layer and in what runs after it, nowhere before.
+    Use it in evaluation mode without gradients (`layers.evaluating`). After `advance(layer)`, only weights of that
+    layer and of later ones may change.
 
     Args:
         model: maps a batch of images to logits (n, classes).
-        batches: a re-iterable of (images, labels), the same each time.
-        memory: bytes of activations that may be kept; batches that find no room are run whole. Default a third of the
-            memory that is free, shared among the processes, at least 2 GiB; on a GPU half of its own.
+        batches: batches of (images, labels) that can be iterated repeatedly.
+        memory: bytes of activations to keep. Batches that do not fit are run through the whole network. Default: on a
+            CPU a third of the free memory, divided among the processes, at least 2 GiB; on a GPU half of its free
+            memory.
 
     Attributes:
-        exact: False once replaying the first batch did not reproduce the network's logits bit for bit (its forward
-            pass is random, say). A warning says so, and every batch is then run whole.
+        exact: False if a replay of the first batch did not reproduce the network's logits bit for bit, for example
+            because its forward pass is random. Then a warning is issued and every batch is run through the whole
+            network.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
+        >>> batches = [(torch.randn(5, 4), torch.zeros(5, dtype=torch.long))]
+        >>> replay = Replay(model, batches)
+        >>> with torch.no_grad():
+        ...     replay.advance(model[2])  # the first two modules are not run again
+        ...     [(logits, labels)] = replay
+        >>> logits.shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, model: nn.Module, batches: Iterable, memory: int | None = None):
@@ -53,29 +66,32 @@ class Replay:
         self.exact = True
         self._pass: Timeline | None = None
         self._kept: list[Results] = []
-        self._by_image = True  # every tensor that is kept has one row an image
+        self._by_image = True  # every kept tensor has one row per image
         self._finished: set[nn.Module] = set()
         self._changed: set[nn.Module] = set()
-        self._sorted = False  # what is kept is then parts of one tensor, which is freed as a whole
+        self._sorted = False  # True: kept tensors are views of one tensor, which is only freed as a whole
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(logits, labels) of every batch."""
+        """Yield (logits, labels) of every batch."""
         return self.since(0)
 
     def since(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(logits, labels) of every batch but the `first`, which are not run."""
+        """Yield (logits, labels) of every batch from number `first` on."""
         for index, (images, labels) in islice(enumerate(self.batches), first, None):
             with returning(self._before(index), self._changed):
                 logits = self.model(images)
             yield logits, labels
 
     def chosen(self, marks: Tensor, first: int, together: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(logits, labels) of the images where `marks` (images,) is true, which begin with the batch `first`.
+        """Yield (logits, labels) of the images where `marks` (images,) is True.
 
-        They are gathered from their batches into larger ones, of `together` images or somewhat more.
+        Args:
+            marks: one value per image, from the images of batch number `first` on.
+            first: number of the first batch.
+            together: images per batch, or slightly more, when the selected images are gathered.
         """
         for kept, images, labels in self._gathered(marks, first, together):
-            with returning(kept):  # copies already
+            with returning(kept):  # `kept` consists of copies
                 logits = self.model(images)
             yield logits, labels
 
@@ -86,7 +102,7 @@ class Replay:
             seen += len(labels)
             if len(rows):
                 kept = rows_of(self._before(index), rows) if self._by_image else {}
-                # what is replayed and what is run whole cannot share a batch
+                # A batch is either replayed or run through the whole network.
                 if waiting and (count >= together or replays != bool(kept)):
                     yield joined(waiting)
                     waiting, count = [], 0
@@ -98,27 +114,30 @@ class Replay:
             yield joined(waiting)
 
     def advance(self, layer: nn.Module) -> None:
-        """Keep what `layer` and everything after it read, as it is with the weights of this moment."""
+        """Keep the activations that `layer` and everything after it read, with the current weights."""
         images, _ = next(iter(self.batches))
         if self._pass is None:
             self._pass = timeline(self.model, images)
         weights, layer = list(layer.parameters()), caller(self.model, layer, self._pass.calls)
         cut = _Cut(self.model, layer, finished_before(self._pass, layer, weights))
-        if not self._finished <= cut.finished:  # a step back: what was kept skips over the layer
+        if not self._finished <= cut.finished:  # a step back: the kept activations skip the layer
             self._kept = []
         self._finished = cut.finished
         if self.exact and (obstacle := cut.obstacle(images)) is not None:
             name = type(self.model).__name__
-            warnings.warn(f"{name} is not reproduced by a replay ({obstacle}): every probe runs it whole", stacklevel=3)
+            warnings.warn(
+                f"replaying {name} does not reproduce its logits ({obstacle}); every probe runs the whole network",
+                stacklevel=3,
+            )
             self.exact = False
         self._kept, self._changed = self._fill(cut) if self.exact else [], cut.changed
-        self._by_image = self._by_image and self._turns()  # a tensor may have as many rows as there are images
+        self._by_image = self._by_image and self._is_reversible()  # rows may be something other than images
         self._sorted = False
 
     def reorder(self, batches: Iterable, order: Tensor, sizes: Sequence[int]) -> None:
-        """Go on with `batches`: the same images in the order of the indices `order` (n,), in batches of the same sizes.
+        """Continue with `batches`: the same images in the order of the indices `order` (n,), in batches of `sizes`.
 
-        What is kept is put in this order where that is possible: there are rows of every image, and room for copies.
+        Kept activations are sorted in the same way if they have one row per image and copies fit into memory.
         """
         self.batches = batches
         whole = len(self._kept) == len(sizes) and 2 * size_of(self._kept) <= self.memory
@@ -136,18 +155,18 @@ class Replay:
             with returning(self._before(index), self._changed):
                 results = cut.record(images)
             if index < len(old):
-                old[index], sizes[index] = {}, 0  # superseded
+                old[index], sizes[index] = {}, 0  # replaced by the new results
             room -= size_of([results])
             while len(old) > index + 1 and sum(sizes) > room:
-                del old[-1], sizes[-1]  # the last batches make room: they are run whole
+                del old[-1], sizes[-1]  # free memory; these batches are run through the whole network
             if room < 0:
                 break
             kept.append(results)
             self._by_image &= has_rows(results, len(images))
         return kept
 
-    def _turns(self) -> bool:
-        """Whether what is kept of a batch, its rows in reverse order, makes its logits in reverse order."""
+    def _is_reversible(self) -> bool:
+        """Return whether reversing the rows of the kept activations reverses the rows of the logits."""
         for (images, _), kept in zip(self.batches, self._kept):
             if len(images) > 1:
                 back = torch.arange(len(images) - 1, -1, -1, device=images.device)
@@ -160,15 +179,21 @@ class Replay:
 
 
 class _Cut:
-    """The place where one layer begins: which submodules have returned by then, and which results are read later."""
+    """The point in the forward pass where one layer begins.
+
+    Attributes:
+        finished: submodules that have returned by then.
+        read: outputs of these that are read later, as (module, call, tensor of that call); None: all.
+        changed: modules whose outputs are later changed in place.
+    """
 
     def __init__(self, model: nn.Module, layer: nn.Module, finished: set[nn.Module]):
         self.model, self.layer, self.finished = model, layer, finished
-        self.read: set[tuple[nn.Module, int, int]] | None = None  # (module, call, tensor of that call); None: all
-        self.changed: set[nn.Module] = set()  # what they returned is changed in place by what runs later
+        self.read: set[tuple[nn.Module, int, int]] | None = None
+        self.changed: set[nn.Module] = set()
 
     def record(self, images: Tensor) -> Results:
-        """Run the network up to the layer; copies of what is read later, data-less tensors for the rest."""
+        """Run the network up to the layer; return copies of outputs that are read later, else meta tensors."""
         results: Results = {}
         depth = 0
 
@@ -179,7 +204,7 @@ class _Cut:
         def leave(module: nn.Module, _, output) -> None:
             nonlocal depth
             depth -= 1
-            if depth == 0:  # not inside another finished module
+            if depth == 0:  # outside other finished modules
                 calls = results.setdefault(module, [])
                 calls.append(self._slim(module, len(calls), output))
 
@@ -193,21 +218,21 @@ class _Cut:
         finally:
             for handle in handles:
                 handle.remove()
-        raise ValueError("the forward pass does not reach the layer it reached before")
+        raise ValueError("the forward pass does not reach the layer that it reached before")
 
     def _slim(self, module: nn.Module, call: int, output):
         leaves, structure = tree_flatten(output)
         for position, leaf in enumerate(leaves):
-            if not isinstance(leaf, Tensor | UNCHANGING):
+            if not isinstance(leaf, Tensor | IMMUTABLE):
                 raise _Unrecorded(f"{type(module).__name__} returns a {type(leaf).__name__}, which may change later")
             if isinstance(leaf, Tensor):
                 needed = self.read is None or (module, call, position) in self.read
-                # A copy, because the network may go on to change its own tensor in place.
+                # A copy, because the network may change its own tensor in place.
                 leaves[position] = leaf.clone() if needed else torch.empty_like(leaf, device="meta")
         return structure.unflatten(leaves)
 
     def obstacle(self, images: Tensor) -> str | None:
-        """Find out which results are read, and why a replay that keeps only those gives other logits; None if not."""
+        """Find out which outputs are read; return why a replay with only these gives other logits, or None."""
         expected = self.model(images)
         try:
             results = self.record(images)
@@ -215,21 +240,21 @@ class _Cut:
                 self.model(images)
             self.read, self.changed = reads.seen, {module for module, calls in results.items() if is_changed(calls)}
             results = self.record(images)
-            # Whatever modules hand each other out of sight is now that of other images, and of more of them.
+            # If modules share state outside their outputs, it now belongs to other images, and to more of them.
             self.model(torch.zeros_like(torch.cat([images, images])))
-            for _ in range(2):  # the second time with what the first has left
+            for _ in range(2):  # the second time with the state that the first has left
                 with returning(results, self.changed):
                     if not torch.equal(self.model(images), expected):
                         return "other logits"
             return None
         except _Unrecorded as reason:
             return str(reason)
-        except Exception as error:  # a forward without its submodules' may raise anything; whole it has just run
+        except Exception as error:  # a replayed forward may raise anything; the whole network has just run
             return f"{type(error).__name__}: {error}"
 
 
 class _Reached(Exception):
-    """The forward pass has come to the layer that it was run for."""
+    """The forward pass has reached the layer."""
 
 
 def _stop(*_) -> None:
@@ -237,11 +262,11 @@ def _stop(*_) -> None:
 
 
 class _Unrecorded(Exception):
-    """What a module returned cannot be kept."""
+    """The output of a module cannot be kept."""
 
 
 class _Reads(TorchFunctionMode):
-    """Which tensors of `results` the torch functions inside the block are called with."""
+    """Record which tensors of `results` are arguments of torch functions inside the block."""
 
     def __init__(self, results: Results):
         super().__init__()
@@ -253,7 +278,7 @@ class _Reads(TorchFunctionMode):
             for position, leaf in enumerate(tree_flatten(output)[0])
             if isinstance(leaf, Tensor)
         }
-        self._alive = results  # an id is only a name while its tensor lives
+        self._alive = results  # an id is unique only while its tensor exists
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         for leaf in tree_flatten((args, kwargs))[0]:
@@ -263,11 +288,11 @@ class _Reads(TorchFunctionMode):
 
 
 def room_on(model: nn.Module) -> int:
-    """How many bytes of activations a replay may keep on the device of `model` where nobody says."""
+    """Return the default number of bytes of activations that a replay may keep on the device of `model`."""
     gpu = next((parameter.device for parameter in model.parameters() if parameter.is_cuda), None)
     if gpu is None:
-        return max(LEAST_MEMORY, free_memory() // 3 // processes()[1])
-    kept_by_torch = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # free for it alone
+        return max(MIN_CPU_MEMORY, free_memory() // 3 // processes()[1])
+    kept_by_torch = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # free, but reserved by torch
     return (torch.cuda.mem_get_info(gpu)[0] + kept_by_torch) // 2
 
 
@@ -276,23 +301,23 @@ def is_data(leaf) -> bool:
 
 
 def is_changed(calls: list) -> bool:
-    """Whether a tensor in `calls`, new when it was put there, has been changed in place; True where nobody counts."""
+    """Return whether a tensor in `calls` was changed in place; True if that cannot be known (inference tensors)."""
     leaves = [leaf for leaf in tree_flatten(calls)[0] if isinstance(leaf, Tensor)]
     return any(leaf.is_inference() or leaf._version > 0 for leaf in leaves)
 
 
 def size_of(kept: list[Results]) -> int:
-    """Bytes of the activations in `kept`."""
+    """Return the bytes of the activations in `kept`."""
     return sum(leaf.nbytes for results in kept for leaf in tree_flatten(list(results.values()))[0] if is_data(leaf))
 
 
 def has_rows(results: Results, images: int) -> bool:
-    """Whether every tensor in `results` has one row an image."""
+    """Return whether every tensor in `results` has one row per image."""
     return all(leaf.shape[:1] == (images,) for leaf in tree_flatten(results)[0] if is_data(leaf))
 
 
 def reordered(kept: list[Results], order: Tensor, sizes: Sequence[int]) -> list[Results]:
-    """`kept`, one row an image in every tensor, with the rows of all batches in another order."""
+    """Return `kept`, with one row per image in every tensor, in the order of the indices `order` over all batches."""
     flat = [tree_flatten(results) for results in kept]
     columns = [list(column) for column in zip(*(leaves for leaves, _ in flat))]
     for column in columns:
@@ -302,7 +327,7 @@ def reordered(kept: list[Results], order: Tensor, sizes: Sequence[int]) -> list[
 
 
 def rows_of(results: Results, rows: Tensor) -> Results:
-    """Those of some images of a batch; none where a module returned a number, which may be how many they are."""
+    """Select images of a batch; return {} if a module returned a number, which may be the batch size."""
     leaves, structure = tree_flatten(results)
     if any(isinstance(leaf, int | float | torch.Size) and not isinstance(leaf, bool) for leaf in leaves):
         return {}
@@ -310,14 +335,14 @@ def rows_of(results: Results, rows: Tensor) -> Results:
 
 
 def joined(parts: Sequence[tuple[Results, Tensor, Tensor]]) -> tuple[Results, Tensor, Tensor]:
-    """Results, images and labels of several batches as those of one."""
+    """Concatenate the results, images and labels of several batches."""
     flat, structure = zip(*(tree_flatten(part) for part in parts))
     leaves = [torch.cat(column) if is_data(column[0]) else column[0] for column in zip(*flat, strict=True)]
     return structure[0].unflatten(leaves)
 
 
 def in_order(parts: Sequence[Tensor], order: Tensor) -> Tensor:
-    """`torch.cat(parts)[order]` in a single copy: rows in the order of the indices `order` (n,), none of them twice."""
+    """Return `torch.cat(parts)[order]` in a single copy; `order` (n,) contains no index twice."""
     first, sizes = parts[0], [len(part) for part in parts]
     place = order.new_full((sum(sizes),), -1)
     place[order] = torch.arange(len(order), device=order.device)
@@ -332,9 +357,9 @@ def in_order(parts: Sequence[Tensor], order: Tensor) -> Tensor:
 
 @contextmanager
 def returning(results: Results, changed: Container[nn.Module] = ()) -> Iterator[None]:
-    """Inside the block the modules in `results` return the next of their results instead of computing it.
+    """Make the modules in `results` return their kept outputs, one per call, inside the block.
 
-    Those in `changed` return copies, as the network changes in place what it is given.
+    Those in `changed` return copies, because the network changes these outputs in place.
     """
     replaced = {module: module.__dict__.get("forward") for module in results}
     for module, outputs in results.items():
@@ -355,18 +380,18 @@ def _next_of(outputs: list, copies: bool):
         try:
             output = next(remaining)
         except StopIteration:
-            raise _Unrecorded("a forward is called otherwise than by calling its module") from None
+            raise _Unrecorded("a module's forward is called directly") from None
         return tree_map(lambda leaf: leaf.clone() if is_data(leaf) else leaf, output) if copies else output
 
     return forward
 
 
 class Timeline(NamedTuple):
-    """One forward pass, counted in calls and returns of modules.
+    """The order of events in one forward pass; calls and returns of modules are numbered.
 
     Attributes:
-        calls: when each submodule's calls begin and end.
-        reads: when each parameter is first given to a torch function.
+        calls: for each submodule, the begin and end of every call.
+        reads: for each parameter, when it is first an argument of a torch function.
     """
 
     calls: dict[nn.Module, list[tuple[int, int]]]
@@ -380,7 +405,7 @@ class _FirstReads(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) or getattr(func, "__name__", "") != "__get__":  # else a dtype or a shape
+        if isinstance(result, Tensor) or getattr(func, "__name__", "") != "__get__":  # not a dtype or a shape
             for leaf in tree_flatten((args, kwargs))[0]:
                 if isinstance(leaf, nn.Parameter):
                     self.seen.setdefault(leaf, self.now())
@@ -388,7 +413,7 @@ class _FirstReads(TorchFunctionMode):
 
 
 def timeline(model: nn.Module, images: Tensor) -> Timeline:
-    """Run `model` once and note when what is called and read."""
+    """Run `model` once and record when modules are called and parameters read."""
     calls: dict[nn.Module, list[tuple[int, int]]] = {}
     starts: dict[nn.Module, list[int]] = {}
     clock = 0
@@ -415,7 +440,7 @@ def timeline(model: nn.Module, images: Tensor) -> Timeline:
 
 
 def caller(model: nn.Module, layer: nn.Module, called: Container[nn.Module]) -> nn.Module:
-    """`layer`, or the innermost module around it that is called: one that reads the layer's weight, then."""
+    """Return `layer`, or the innermost module around it that is called, which then reads the layer's weight."""
     path = next(path for path, module in model.named_modules() if module is layer)
     while layer not in called and path:
         path = path.rpartition(".")[0]
@@ -424,6 +449,6 @@ def caller(model: nn.Module, layer: nn.Module, called: Container[nn.Module]) -> 
 
 
 def finished_before(seen: Timeline, layer: nn.Module, weights: Iterable[nn.Parameter]) -> set[nn.Module]:
-    """The modules whose every call has returned when `layer` is first called, or one of its `weights` read before."""
+    """Return the modules that have returned for good when `layer` is called or one of its `weights` is read."""
     begin = min([start for start, _ in seen.calls[layer]] + [seen.reads[one] for one in weights if one in seen.reads])
     return {module for module, calls in seen.calls.items() if all(end < begin for _, end in calls)}

@@ -1,4 +1,4 @@
-"""The images and labels that a search consults, and how correct ones are counted."""
+"""The validation images of a search, and how many of them a network classifies correctly."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -9,97 +9,110 @@ from urank.calibration import images_of
 from urank.distributed import processes, share, totals
 from urank.layers import evaluating
 from urank.plan import COUNTS
-from urank.search.probes import judge
 from urank.search.replay import in_order
 
-HELD = 4 << 30  # bytes of images in floating point; 7,000 of 224 x 224 pixels
+MAX_FLOAT_BYTES = 4 << 30  # images that are kept as floats; about 7,000 of 224 x 224 pixels
+
+Judged = tuple[Tensor, Tensor]  # of a batch: margins (n,), and whether each image is correct (n,)
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the label's logit minus the largest other logit, (n,): positive if the image is correct, 0 for a tie."""
+    of_label = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return of_label[:, 0] - others
+
+
+def judge(logits: Tensor, labels: Tensor) -> Judged:
+    """Return margins and which images are correct. Of equal logits, the first class is the prediction."""
+    return margins(logits, labels), logits.argmax(1) == labels
 
 
 class Validation:
-    """The images and labels that a search consults, and how correct ones are counted.
+    """The validation images and labels of a search.
 
     Args:
-        batches: a re-iterable of (images, labels); read once and held, as floats. Only a data set's batches that would
-            take more than `HELD` bytes stay as they are, bytes or files, and are normalized at each pass.
-        counts: what the labels are, for the plan to say: "labels", or "agreement" (see there).
+        batches: batches of (images, labels) on the model's device. They are read once and kept in memory as floats. The
+            batches of a `Dataset` that would take more than 4 GiB stay bytes or files and are normalized at each pass.
+        counts: what the labels are: "labels", or "agreement" (see `Validation.agreement`). The plan repeats it.
 
     Raises:
-        ValueError: there is no image, labels are no whole numbers, or another `counts`.
+        ValueError: there is no image, labels are not integers, or `counts` is unknown.
+
+    Example:
+        >>> import torch
+        >>> images, labels = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+        >>> Validation([(images, labels)]).total
+        8
     """
 
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]], counts: str = "labels"):
         if counts not in COUNTS:
-            raise ValueError(f"a validation counts 'labels' or 'agreement', got {counts!r}")
-        as_it_is = isinstance(batches, Held) or getattr(batches, "nbytes", 0) > HELD
-        self.batches = batches if as_it_is else Held(batches)
+            raise ValueError(f"counts must be 'labels' or 'agreement', got {counts!r}")
+        reusable = isinstance(batches, HeldBatches) or getattr(batches, "nbytes", 0) > MAX_FLOAT_BYTES
+        self.batches = batches if reusable else HeldBatches(batches)
         self.counts, self.total = counts, self.batches.total
         if self.total == 0:
             raise ValueError("the validation set is empty: the search needs images to count correct ones")
 
     @classmethod
     def agreement(cls, model: nn.Module, batches: Iterable) -> "Validation":
-        """Images labelled with what `model` itself predicts, for a search in a network without labelled data.
+        """Label images with the predictions of `model` itself, for a search without labelled data.
 
-        Ours, not the paper's. All images count as correct at first, and each that is answered otherwise later as lost:
-        on these images the accuracy, whatever their labels, falls by no more than the agreement does.
+        This is our addition, not the paper's. All images count as correct at first. The accuracy on these images,
+        whatever their true labels, falls by no more than the agreement does.
 
         Args:
             batches: batches of images, or of (images, anything), on the model's device.
 
         Raises:
-            ValueError: there is no image, or the model changes the images that it is given.
-            FloatingPointError: the logits hold NaN or infinity.
+            ValueError: there is no image, or the model changes its input in place.
+            FloatingPointError: the logits contain NaN or infinity.
         """
         with evaluating(model):
             images = [images for images in map(images_of, batches) if len(images)]
-            return cls([(batch, finite(answers(model, batch)).argmax(1)) for batch in images], counts="agreement")
+            return cls([(batch, finite(predict(model, batch)).argmax(1)) for batch in images], counts="agreement")
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches)
 
     def labels(self) -> list[Tensor]:
-        """The labels in parts, without their images where these are not held."""
+        """Return the labels in parts, without loading images that are not kept in memory."""
         labels = getattr(self.batches, "labels", None)
         return [labels for _, labels in self.batches] if labels is None else [labels]
 
     def count_correct(self, model: nn.Module) -> int:
-        """How many images `model` classifies correctly, in evaluation mode.
+        """Return how many images `model` classifies correctly in evaluation mode.
 
         Raises:
-            ValueError: a label that the model has no output for, logits or labels of another shape than (n, classes)
-                and (n,), or a model that changes the images that it is given.
-            FloatingPointError: the logits hold NaN or infinity.
+            ValueError: a label is not a class of the model, logits are not (n, classes) or labels not (n,), or the
+                model changes its input in place.
+            FloatingPointError: the logits contain NaN or infinity.
         """
         with evaluating(model):
-            right = (checked(answers(model, images), labels).argmax(1) == labels for images, labels in share(self))
+            right = (checked(predict(model, images), labels).argmax(1) == labels for images, labels in share(self))
             return totals(sum(int(images.sum()) for images in right))[0]
 
     def hardest_first(self, model: nn.Module) -> tuple["Validation", Tensor, Tensor]:
-        """The same images in the order of the margin by which `model` gets them right, the smallest first.
-
-        A probe that fails then fails after a few batches. The margin is the label's logit less the largest other.
+        """Sort the images by margin, the smallest first, so that a failing probe fails after a few batches.
 
         Returns:
-            These, and in their order the margins (n,) and who is right (n,), as answered in the batches as they are.
+            The sorted validation set, the margins (n,) in this order, and which images are correct (n,).
 
         Raises:
             ValueError, FloatingPointError: as `count_correct`.
         """
         with evaluating(model):
-            judged = [judge(checked(answers(model, images), labels), labels) for images, labels in self]
+            judged = [judge(checked(predict(model, images), labels), labels) for images, labels in self]
         margin, right = (torch.cat(parts) for parts in zip(*judged))
         order = margin.argsort(stable=True)
         return self.in_order(order), margin[order], right[order]
 
-    def shuffled(self) -> "Validation":
-        """The same images in a random order, always the same one."""
-        return self.in_order(torch.randperm(self.total, generator=torch.Generator().manual_seed(0)))
-
     def shared(self) -> "Validation":
-        """This process's share of every batch.
+        """Return this process's share of every batch.
 
         Raises:
-            ValueError: fewer images than processes.
+            ValueError: there are fewer images than processes.
         """
         count = processes()[1]
         if self.total < count:
@@ -110,18 +123,18 @@ class Validation:
         return Validation(self.batches.in_order(torch.cat(rows), [len(part) for part in rows]), self.counts)
 
     def own(self, values: Tensor) -> list[Tensor]:
-        """Of `values` (n,), one an image: those of this process's share of every batch."""
+        """Select from `values` (n,), one per image, those of this process's share of every batch."""
         number, count = processes()
         return [part[number::count] for part in values.split(self.batches.sizes)]
 
     def in_order(self, order: Tensor, sizes: Sequence[int] | None = None) -> "Validation":
-        """The same images in the order of the indices `order` (n,), in batches of `sizes`; by default growing ones."""
+        """Return the images in the order of the indices `order` (n,), in batches of `sizes`; default growing ones."""
         sizes = sizes or growing_sizes(self.total, max(self.batches.sizes), least=processes()[1])
         return Validation(self.batches.in_order(order, sizes), self.counts)
 
 
-class Held:
-    """Batches of (images, labels) in memory, empty ones left out.
+class HeldBatches:
+    """Batches of (images, labels) in memory, without empty ones.
 
     Attributes:
         sizes: number of images in each batch.
@@ -130,23 +143,23 @@ class Held:
 
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]):
         self.batches = [(images, as_classes(labels)) for images, labels in batches if len(labels)]
-        self.whole: tuple[Tensor, Tensor] | None = None  # images and labels that the batches are parts of
+        self.whole: tuple[Tensor, Tensor] | None = None  # the tensors of which the batches are views, if any
         self.sizes = [len(labels) for _, labels in self.batches]
         self.total = sum(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches)
 
-    def in_order(self, order: Tensor, sizes: Sequence[int]) -> "Held":
-        """The same images in the order of the indices `order` (n,), in batches of these sizes."""
+    def in_order(self, order: Tensor, sizes: Sequence[int]) -> "HeldBatches":
+        """Return the images in the order of the indices `order` (n,), in batches of these sizes."""
         images, labels = (in_order(parts, order) for parts in zip(*([self.whole] if self.whole else self.batches)))
-        held = Held(zip(images.split(sizes), labels.split(sizes)))
+        held = HeldBatches(zip(images.split(sizes), labels.split(sizes)))
         held.whole = images, labels
         return held
 
 
 def growing_sizes(total: int, most: int, least: int) -> list[int]:
-    """Sizes of batches of `total` images: few at first, where a failure shows, then twice as many up to `most`."""
+    """Split `total` images into batches that double in size up to `most`: failures show in the first few images."""
     sizes, size = [], max(1, most // 32, least)
     while sum(sizes) < total:
         sizes.append(min(size, total - sum(sizes)))
@@ -157,26 +170,26 @@ def growing_sizes(total: int, most: int, least: int) -> list[int]:
 
 
 def as_classes(labels: Tensor) -> Tensor:
-    """`labels` as int64, the type of an index."""
+    """Convert integer labels to int64, the type of an index."""
     if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels are the numbers of classes, not {labels.dtype}")
+        raise ValueError(f"labels must be integers (class numbers), got {labels.dtype}")
     return labels.long()
 
 
-def answers(model: nn.Module, images: Tensor) -> Tensor:
-    """The logits of `images`, which are held: what a model did to them it would do again at every probe."""
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits; refuse a model that changes its input, because the images are used again in every probe."""
     before = None if images.is_inference() else images._version
     logits = model(images)
     if before is not None and images._version != before:
-        raise ValueError("the network changes the images it is given in place: let its forward work on a copy")
+        raise ValueError("the network changes its input images in place; make its forward work on a copy")
     return logits
 
 
 def checked(logits: Tensor, labels: Tensor) -> Tensor:
-    """`logits` as they are, where they are numbers (n, classes) that the labels (n,) can be compared with."""
+    """Return `logits` if they are finite, (n, classes), and cover the labels (n,)."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"logits are (n, classes) and labels (n,), the network's are {tuple(logits.shape)} and the labels "
+            f"logits must be (n, classes) and labels (n,), got logits {tuple(logits.shape)} and labels "
             f"{tuple(labels.shape)}"
         )
     if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
@@ -187,12 +200,13 @@ def checked(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def finite(logits: Tensor) -> Tensor:
+    """Return `logits` if they are all finite."""
     if not torch.isfinite(logits).all():
-        raise FloatingPointError("the network's logits hold NaN or infinity; check its weights and the images")
+        raise FloatingPointError("the network's logits contain NaN or infinity; check its weights and the images")
     return logits
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Accuracy of `model` in percent over batches of (images, labels), in the model's own precision."""
+    """Return the accuracy of `model` in percent over batches of (images, labels), in the model's own precision."""
     validation = Validation(batches)
     return 100 * validation.count_correct(model) / validation.total

@@ -1,4 +1,4 @@
-"""Train and fine-tune networks: `Recipe` and `fit`."""
+"""Train and fine-tune networks with a `Recipe` and `fit`."""
 
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe

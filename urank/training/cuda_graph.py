@@ -1,7 +1,7 @@
-"""One launch in place of hundreds: what a GPU computes for every batch alike, captured once as a CUDA graph.
+"""Capture a computation as a CUDA graph, to launch hundreds of GPU kernels at once.
 
-Most kernels of a thin network end sooner than Python launches the next one, so the GPU waits. A graph holds them all,
-with the addresses of what they read and write, and is launched as a whole.
+The kernels of a thin network are shorter than the time that Python needs to launch them, so the GPU waits. A CUDA graph
+records all kernels and their memory addresses and is launched as a whole.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,20 +11,21 @@ from functools import cache
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # calls before the capture: libraries choose their algorithms and allocate what they need
+WARM_UP_CALLS = 3  # before the capture, so that libraries choose their algorithms and allocate their memory
 
 
-class Captured:
-    """`compute(*inputs)` for tensors of the shapes and types of these, on a GPU.
+class CapturedFunction:
+    """`compute(*inputs)` as a CUDA graph, for inputs of fixed shapes and types.
 
-    Its results, and the gradients it leaves, lie in the same memory each time: the next call overwrites them. While it
-    is used, no parameter may lose its `grad`.
+    Results and gradients always have the same memory addresses: the next call overwrites them. Do not reset the `grad`
+    of a parameter to None between calls.
 
     Args:
-        compute: maps tensors to tensors by the same kernels at every call; it may draw from torch's generator, and must
-            not wait for the GPU (`item()`, a print, a branch on a tensor). It is called `WARM_UP` + 1 times here.
+        compute: function that maps tensors to tensors and launches the same kernels in every call. It may use torch's
+            random generator but must not wait for the GPU (`item()`, a print, a branch on a tensor). It is called
+            `WARM_UP_CALLS` + 1 times here.
         inputs: the first batch.
-        changed: the tensors that `compute` changes in place (running statistics, say); they end as they are now.
+        changed: tensors that `compute` changes in place, such as running statistics; their current values are restored.
 
     Raises:
         RuntimeError: `compute` cannot be captured.
@@ -32,11 +33,11 @@ class Captured:
 
     def __init__(self, compute: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], changed: Iterable[Tensor]):
         self._inputs, self._graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
-        with beside_current(inputs[0].device) as stream:
-            with undone(changed), torch.random.fork_rng([inputs[0].device]):
-                for _ in range(WARM_UP):
+        with side_stream(inputs[0].device) as stream:
+            with restored(changed), torch.random.fork_rng([inputs[0].device]):
+                for _ in range(WARM_UP_CALLS):
                     compute(*self._inputs)
-            with torch.cuda.graph(self._graph, stream=stream):  # notes the kernels, runs none
+            with torch.cuda.graph(self._graph, stream=stream):  # records the kernels without running them
                 self._results = compute(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
@@ -47,18 +48,18 @@ class Captured:
 
 
 @contextmanager
-def undone(changed: Iterable[Tensor]) -> Iterator[None]:
-    """After the block the tensors in `changed` are what they were before it."""
-    before = [(tensor, tensor.clone()) for tensor in changed]
+def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Restore the values of the tensors, in place, after the block."""
+    before = [(tensor, tensor.clone()) for tensor in tensors]
     yield
     for tensor, value in before:
         tensor.copy_(value)
 
 
 @contextmanager
-def beside_current(device: torch.device) -> Iterator[torch.cuda.Stream]:
-    """Inside the block another stream of `device` is the current one: a graph cannot be captured in the default one."""
-    stream = side_stream(device)
+def side_stream(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """Use another stream of `device` inside the block: the default stream does not support capturing."""
+    stream = stream_of(device)
     with torch.cuda.device(device):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -66,6 +67,7 @@ def beside_current(device: torch.device) -> Iterator[torch.cuda.Stream]:
         torch.cuda.current_stream().wait_stream(stream)
 
 
-@cache  # libraries hold memory for each stream that they have seen
-def side_stream(device: torch.device) -> torch.cuda.Stream:
+@cache  # libraries keep memory for every stream that they have used
+def stream_of(device: torch.device) -> torch.cuda.Stream:
+    """Return the side stream of a device, always the same one."""
     return torch.cuda.Stream(device)

@@ -1,32 +1,46 @@
-"""How a network is trained: the settings of one fit."""
+"""The settings of a training or fine-tuning run."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
+
+CHOICES = dict(
+    schedule=("one_cycle", "multistep"), precision=("auto", "float32", "bfloat16"), optimizer=("sgd", "adamw")
+)
+INTEGERS = ("epochs", "batch_size", "crop")
+NUMBERS = ("lr", "momentum", "weight_decay", "warmup", "label_smoothing", "ema_decay")
+BOOLEANS = ("flip", "compile", "capture")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fit a network: SGD with Nesterov momentum or AdamW, weight decay on weights only.
+    """Hyperparameters of a fit: SGD with Nesterov momentum, or AdamW; biases and norms have no weight decay.
 
     Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step; an incomplete last batch is dropped.
+        epochs: number of passes over the training images.
+        batch_size: images per step; an incomplete last batch is dropped.
         lr: peak learning rate.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of SGD or AdamW.
+        schedule: "one_cycle" (cosine up to `lr`, then cosine down to almost 0) or "multistep" (divided by 10 at each of
+            `milestones`).
+        warmup: share of the steps in which "one_cycle" increases the learning rate.
+        milestones: epochs at which "multistep" reduces the learning rate.
+        label_smoothing: label smoothing of the cross-entropy loss.
+        crop: maximum shift of the random crop in pixels (reflection padding); 0 for no crop.
+        flip: mirror half of the images horizontally.
+        ema_decay: decay of the exponential moving average of the weights, which replaces the weights after the fit;
+            None for no average.
+        precision: "float32", "bfloat16" (autocast), or "auto" for the faster of the two on the device.
+        compile: compile the network with `torch.compile`, which takes about a minute. On two CPU cores it did not make
+            ResNet101 faster (228 instead of 242 images/s in bfloat16).
         optimizer: "sgd" or "adamw".
-        momentum: of SGD.
-        weight_decay: of either; biases and norms are not decayed.
-        schedule: "one_cycle" (cosine up to `lr`, cosine down to nearly 0) or "multistep" (divided by 10 at each
-            of `milestones`).
-        warmup: share of the steps over which "one_cycle" rises.
-        milestones: epochs at which "multistep" drops the learning rate.
-        label_smoothing: of the cross-entropy.
-        crop: largest shift in pixels of the random crop (reflected border); 0 for none.
-        flip: mirror half of the images.
-        ema_decay: decay of an exponential moving average of the weights, which is then what `fit` leaves in the
-            network; None for none.
-        precision: "auto" is bfloat16 autocast where the device multiplies it faster than float32, else float32.
-        compile: run the network through `torch.compile`; a minute or so at the start, for fits much longer than that.
-            On two cores a ResNet101 was no faster with it (228 against 242 images/s in bfloat16).
-        capture: launch a batch's forward and backward pass as one (see `capture`), on a single GPU; elsewhere ignored.
+        capture: launch forward and backward pass as one CUDA graph (see `cuda_graph`); ignored unless on a single GPU.
+
+    >>> Recipe(epochs=30, lr=0.05, flip=False).batch_size
+    128
+
+    Raises:
+        ValueError: a value has the wrong type or is out of range.
     """
 
     epochs: int
@@ -46,40 +60,47 @@ class Recipe:
     optimizer: str = "sgd"
     capture: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        numbers = dict(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, warmup=self.warmup)
-        numbers |= dict(label_smoothing=self.label_smoothing, ema_decay=self.ema_decay or 0.0)
-        for name, value in numbers.items():
-            if not isinstance(value, int | float):  # YAML reads 1e-1 as a text: it wants 1.0e-1
-                raise ValueError(f"recipe: {name} must be a number, got {value!r}")
-        if not all(isinstance(value, int) for value in (self.epochs, self.batch_size, self.crop)):
-            raise ValueError(f"recipe: epochs, batch_size and crop must be whole numbers, got {self}")
-        if not (
-            self.epochs >= 0 and self.batch_size >= 1 and self.crop >= 0 and self.lr > 0 and self.weight_decay >= 0
-        ):
-            raise ValueError(f"recipe: needs batch_size >= 1, lr > 0, epochs, crop and weight_decay >= 0, got {self}")
-        shares = (self.momentum, self.label_smoothing, self.ema_decay or 0.0)
-        if not (0 < self.warmup <= 1 and all(0 <= share < 1 for share in shares)):
-            raise ValueError(
-                f"recipe: needs 0 < warmup <= 1; momentum, label_smoothing and ema_decay in [0, 1), got {self}"
-            )
+        self._check_types()
+        self._check_ranges()
         if self.compile and self.capture:
-            raise ValueError("recipe: compile and capture are two ways to the same end, choose one")
-        if self.schedule not in ("one_cycle", "multistep"):
-            raise ValueError(f"recipe: schedule is 'one_cycle' or 'multistep', not {self.schedule!r}")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"recipe: precision is 'auto', 'float32' or 'bfloat16', not {self.precision!r}")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"recipe: optimizer is 'sgd' or 'adamw', not {self.optimizer!r}")
-        for name, value in dict(flip=self.flip, compile=self.compile, capture=self.capture).items():
-            if not isinstance(value, bool):
-                raise ValueError(f"recipe: {name} is true or false, not {value!r}")
-        if not all(isinstance(epoch, int) for epoch in self.milestones):
-            raise ValueError(f"recipe: milestones are epochs, whole numbers, not {self.milestones}")
+            raise ValueError("recipe: compile and capture cannot be combined, choose one")
+
+    def _check_types(self) -> None:
+        for name, allowed in CHOICES.items():
+            self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(repr, allowed))}")
+        for name in BOOLEANS:
+            self._require(name, isinstance(getattr(self, name), bool), "true or false")
+        for name in INTEGERS:
+            self._require(name, isinstance(getattr(self, name), int), "an integer")
+        for name in NUMBERS:  # YAML reads 1e-1 as a string and 1.0e-1 as a number
+            value = getattr(self, name)
+            self._require(name, isinstance(value, int | float) or (name, value) == ("ema_decay", None), "a number")
+        self._require("milestones", all(isinstance(epoch, int) for epoch in self.milestones), "integers (epochs)")
+
+    def _check_ranges(self) -> None:
+        for name in ("epochs", "crop", "weight_decay"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("batch_size", self.batch_size >= 1, "at least 1")
+        self._require("lr", self.lr > 0, "above 0")
+        self._require("warmup", 0 < self.warmup <= 1, "above 0 and at most 1")
+        for name in ("momentum", "label_smoothing", "ema_decay"):
+            self._require(name, 0 <= (getattr(self, name) or 0.0) < 1, "at least 0 and below 1")
+
+    def _require(self, name: str, valid: bool, kind: str) -> None:
+        if not valid:
+            raise ValueError(f"recipe: {name} must be {kind}, got {getattr(self, name)!r}")
 
 
-def what_is_fitted(recipe: Recipe | dict) -> dict:
-    """A recipe without what decides only how fast it is."""
+def result_fields(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe that affect the result (all except `compile` and `capture`).
+
+    >>> "capture" in result_fields(Recipe(epochs=1))
+    False
+    """
     recipe = asdict(recipe) if isinstance(recipe, Recipe) else recipe
     return {name: value for name, value in recipe.items() if name not in ("compile", "capture")}
+
+
+what_is_fitted = result_fields  # the name that reproduction/figures still imports
