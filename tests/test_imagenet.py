@@ -202,7 +202,7 @@ class TestExperiment:
             check_start(variant, experiment)
 
     def test_has_one_start(self, experiment):
-        with pytest.raises(ValueError, match="from published weights or from another experiment's"):
+        with pytest.raises(ValueError, match="give pretrained or start, not both"):
             replace(experiment, start="imagenet-1k/torchvision/squeezenet1_1", variant="b")
         with pytest.raises(ValueError, match="no published weights 'V9'"):
             replace(experiment, pretrained="V9")
