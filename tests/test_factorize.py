@@ -12,7 +12,6 @@ from torch.nn.utils import parameters_to_vector
 from torchvision.models import (
     ResNet50_Weights,
     SwinTransformer,
-    VisionTransformer,
     ViT_B_16_Weights,
     resnet50,
     vit_b_16,
@@ -74,19 +73,16 @@ def images_like(shape, count=4):
 class TestSplit:
     @pytest.mark.filterwarnings("ignore:Using padding='same'")
     @pytest.mark.parametrize("name", LAYERS)
-    def test_full_rank_leaves_the_outputs(self, name):
+    @pytest.mark.parametrize("r", [1, 2, 99])
+    def test_has_r_times_d_plus_m_weights_and_at_full_rank_the_same_outputs(self, name, r):
         build, shape = LAYERS[name]
         layer, x = build().double(), images_like(shape)
-        with torch.no_grad():
-            torch.testing.assert_close(split(layer, min(weight_matrix(layer).shape))(x), layer(x))
-
-    @pytest.mark.parametrize("name", LAYERS)
-    @pytest.mark.parametrize("r", [1, 2, 3])
-    def test_has_r_times_d_plus_m_weights_and_the_bias(self, name, r):
-        layer = LAYERS[name][0]()
         d, m = weight_matrix(layer).shape
         r = min(r, d, m)
         pair = split(layer, r)
+        if r == min(d, m):
+            with torch.no_grad():
+                torch.testing.assert_close(pair(x), layer(x))
         assert sum(p.numel() for p in pair.parameters()) == r * (d + m) + (m if layer.bias is not None else 0)
         assert type(pair[0]) is type(layer)
         assert type(pair[1]) is (nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d)
@@ -322,13 +318,6 @@ class TestCost:
         macs = 3 * (4 * n * d * d + 2 * n * n * d + 2 * n * d * hidden)
         assert count_cost(network, (n, d)).macs == count_cost(explicit_attention(network), (n, d)).macs == macs
         assert torch.backends.mha.get_fastpath_enabled() and torch.backends.cuda.flash_sdp_enabled()
-
-    def test_of_a_vision_transformer(self):
-        d, hidden, layers, patch, classes, n = 12, 20, 2, 4, 5, 2 * 2 + 1
-        network = VisionTransformer(8, patch, layers, 2, d, hidden, num_classes=classes)
-        block = 4 * n * d * d + 2 * n * n * d + 2 * n * d * hidden
-        macs = (n - 1) * 3 * patch**2 * d + layers * block + d * classes
-        assert count_cost(network, (3, 8, 8)).macs == count_cost(explicit_attention(network), (3, 8, 8)).macs == macs
 
     @pytest.mark.parametrize(
         ("build", "weights"), [(resnet50, ResNet50_Weights.IMAGENET1K_V1), (vit_b_16, ViT_B_16_Weights.IMAGENET1K_V1)]
