@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "urank"
-LEVELS = {"models": 1, "datasets": 1, "training": 1, "reproduction": 2, "cli": 3}
+LEVELS = {"models": 1, "datasets": 1, "training": 1, "reproduction": 2, "cli_measure": 3, "cli": 3}
 OUTSIDE = {
     "urank",
     "urank.__main__",

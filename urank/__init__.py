@@ -22,6 +22,7 @@ from urank.baselines import energy_rank, output_pca, weight_svd
 from urank.calibration import accumulate_grams
 from urank.factorize import Cost, count_cost, decompose, load_compact, merge_useless, project_network, save_compact
 from urank.layers import coverage, matrix_layers, set_weight_matrix, skipped_layers, weight_matrix
+from urank.measure import Measurement, measure
 from urank.memory import keep_freed_memory
 from urank.models import create
 from urank.plan import LayerRank, Probe, RankPlan
@@ -42,7 +43,8 @@ from urank.training.fitting import fit
 from urank.training.recipe import Recipe
 
 # The public names in the order in which the method uses them; the API page of the book has the same order.
-__all__ = ["matrix_layers", "skipped_layers", "coverage", "explicit_attention", "separate_uses"]
+__all__ = ["measure", "Measurement"]  # the whole method in one call
+__all__ += ["matrix_layers", "skipped_layers", "coverage", "explicit_attention", "separate_uses"]
 __all__ += ["weight_matrix", "set_weight_matrix"]
 # Measure the subspaces:
 __all__ += ["accumulate_grams", "output_gram", "Spectrum", "dimension_for_energy", "projector", "project_weight"]

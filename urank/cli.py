@@ -1,202 +1,31 @@
 """The command line: `urank ...` or `python -m urank ...`."""
 
-import os
 import sys
-import time
-from pathlib import Path
-from typing import Annotated
+from importlib.util import find_spec
 
-import pandas as pd
-import torch
 import typer
 
-from urank.deadline import OutOfTime, duration
-from urank.distributed import is_first, join, pick_device, processes, wait
+from urank.cli_measure import measure_command
+from urank.deadline import OutOfTime
+from urank.errors import UNFINISHED, USER_ERRORS, sentence
 from urank.memory import keep_freed_memory
-from urank.plan import NOT_RECORDED
-from urank.reproduction import compare as record_comparison
-from urank.reproduction import profiles
-from urank.reproduction import status as paper_status
-from urank.reproduction.preview import preview, seconds_spent, stage_states
-from urank.reproduction.profiles import folder_of, load_profile, profile_names
-from urank.reproduction.record import Record
-from urank.reproduction.runner import delete_run, has_results
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)  # shown as one sentence
-UNFINISHED = os.EX_TEMPFAIL  # exit status 75: the same command resumes
+EXTRA = ("accelerate", "filelock", "sklearn", "yaml")  # packages that the reproduction needs, beyond the library's
 
 app = typer.Typer(
-    help="Utilized ranks of neural networks: reproduce the papers' figures and tables.",
+    help="Utilized ranks of neural networks: measure your own, or reproduce the papers' figures and tables.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("measure")(measure_command)
+if all(find_spec(package) for package in EXTRA):
+    from urank.reproduction.commands import COMMANDS
 
-Profile = Annotated[str, typer.Option(help=f"Set of experiments, a file in profiles/: {', '.join(profile_names())}.")]
-Only = Annotated[
-    list[str] | None,
-    typer.Option(help='Run only this experiment: dataset/network, network/dataset or "cifar10/*". Repeatable.'),
-]
-Seeds = Annotated[str | None, typer.Option(help="Repeat each experiment with these seeds, for example 0,1,2.")]
-
-
-@app.command()
-def reproduce(
-    profile: Profile = "quick",
-    only: Only = None,
-    seeds: Seeds = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")] = "auto",
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete existing results first. Says what they are and how long they took.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run, resume or be reused, and why; then stop.")
-    ] = False,
-    time_budget: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds after which no stage, epoch or searched layer is started. What is running is finished. "
-            "Exit status 75 means that something is left."
-        ),
-    ] = None,
-) -> None:
-    """Run a profile's experiments, or what is left of them, and write a record for each.
-
-    Results that exist are reused, also those of another version of the code. A run that was killed, or that reached its
-    time budget, resumes where it stopped. If an experiment fails, the others are still run.
-    """
-    deadline = None if time_budget is None else time.monotonic() + time_budget
-    loaded, failed = load_profile(profile), []
-    names = loaded.names(only or (), parse_seeds(seeds))
-    if dry_run:
-        typer.echo(left_aligned(preview(loaded, names, fresh)))
-        return
-    pick_device(device)
-    if fresh:
-        delete_results(profile, names)
-    for number, name in enumerate(names):
-        try:
-            record = profiles.reproduce(profile, name, device, deadline)
-        except OutOfTime as stopped:
-            left, command = ", ".join(failed + names[number:]), "the same command" + " without --fresh" * fresh
-            say(f"The time budget is used up: {stopped}. To finish {left}, run {command} again.")
-            raise typer.Exit(UNFINISHED) from None
-        except USER_ERRORS as error:
-            if len(names) == 1 or processes()[1] > 1:  # the other processes may be waiting for this one
-                raise
-            typer.echo(sentence(error, f"{name}: "), err=True)
-            failed.append(name)
-        else:
-            say(f"{summary(name, record)}\n  record: {folder_of(profile, name) / 'record.json'}")
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(names)} experiments failed: {', '.join(failed)}")
-
-
-def delete_results(profile: str, names: list[str]) -> None:
-    """Say what `--fresh` deletes and how long it took to compute, ask at a terminal, and delete it."""
-    join()
-    folders = {name: folder_of(profile, name) for name in names}
-    spent = {name: seconds_spent(folder) for name, folder in folders.items() if has_results(folder)}
-    for name, seconds in spent.items():
-        say(f"--fresh deletes {folders[name]}, which took {duration(seconds)} to compute.")
-    if spent and sys.stdin.isatty() and processes()[1] == 1:
-        typer.confirm(f"Delete {duration(sum(spent.values()))} of computation?", abort=True)
-    wait()  # every process has read what is there
-    for name in spent:
-        delete_run(folders[name])
-
-
-def left_aligned(frame: pd.DataFrame) -> str:
-    """Format a table of texts with left-aligned columns."""
-    widths = {column: max(len(column), *frame[column].str.len()) for column in frame}
-    rows = [frame.columns, *frame.itertuples(index=False)]
-    return "\n".join("  ".join(map(str.ljust, row, widths.values())).rstrip() for row in rows)
-
-
-def say(text: str) -> None:
-    """Print from the first process only."""
-    if is_first():
-        typer.echo(text)
-
-
-def parse_seeds(text: str | None) -> list[int]:
-    """Return the seeds in "0,1,2"; none for None."""
-    if text is not None and not all(part.strip().isdecimal() for part in text.split(",")):
-        raise ValueError(f"seeds must be whole numbers separated by commas, such as 0,1,2; got {text!r}")
-    return [] if text is None else [int(part) for part in text.split(",")]
-
-
-@app.command()
-def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
-    """Compare the committed records with the paper, and list which stages of a profile are done."""
-    loaded, compared = load_profile(profile), paper_status.table()
-    measured = compared[compared["verdict"] != "not run"].drop(columns=["needs", "page"])
-    typer.echo(measured.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
-    typer.echo(paper_status.summary(compared).replace("**", "") + "\n")
-    missing = compared[compared["verdict"] == "not run"]
-    width = missing["item"].str.len().max()
-    typer.echo("\n".join(missing["item"].str.ljust(width) + "  " + missing["needs"]) + "\n")
-    names = loaded.names(seeds=parse_seeds(seeds))
-    rows = {name: stage_states(loaded.find(name), folder_of(profile, name)) for name in names}
-    typer.echo(pd.DataFrame(rows).T.to_string())
-
-
-@app.command()
-def publish(
-    names: Annotated[list[str], typer.Argument(help="Experiments, as in reproduce --only.")], profile: Profile
-) -> None:
-    """Copy records of finished experiments to data/records/, where the book reads them."""
-    chosen = load_profile(profile).names(names)
-    unfinished = [name for name in chosen if not (folder_of(profile, name) / "record.json").exists()]
-    published = [name for name in chosen if name not in unfinished]
-    for name in published:
-        typer.echo(profiles.publish(profile, name))
-    committed = profiles.recorded()
-    for note in dict.fromkeys(note for name in published for note in paper_status.outdated(name, committed)):
-        typer.echo(f"note: {note}", err=True)
-    if unfinished:
-        raise ValueError(f"{', '.join(unfinished)}: no record in {folder_of(profile, '')} yet; run `urank reproduce`")
-
-
-@app.command()
-def show(record: Annotated[Path, typer.Argument(help="A record.json, or a file in data/records/.")]) -> None:
-    """Print the layers and the totals of a record, and how it was computed."""
-    loaded = Record.load(record)
-    typer.echo(loaded.plan.to_frame().to_string(index=False, formatters={"utilization": "{:.3f}".format}))
-    typer.echo(summary(loaded.experiment.name, loaded))
-    typer.echo(provenance_line(loaded))
-
-
-@app.command()
-def compare(
-    one: Annotated[Path, typer.Argument(help="A record.json, or a file in data/records/.")],
-    other: Annotated[Path, typer.Argument(help="Another record of the same network.")],
-) -> None:
-    """Compare two records of one network: settings, measurements and ranks."""
-    typer.echo(record_comparison.report(Record.load(one), Record.load(other)))
-
-
-def provenance_line(record: Record) -> str:
-    """Return one line that says how probes were decided and which code computed the record."""
-    plan, commits = record.plan, {made.get("commit") or NOT_RECORDED for made in record.made.values()}
-    clean = {made.get("clean") for made in record.made.values()}
-    tree = "clean tree" if clean == {True} else "modified tree" if False in clean else f"tree {NOT_RECORDED}"
-    return (
-        f"probes: {plan.evaluation}, images in {plan.precision}, urank {plan.version}; "
-        f"commit {', '.join(sorted(commits))} ({tree})"
-    )
-
-
-def summary(name: str, record: Record) -> str:
-    """Return one line with the accuracies, MLU and savings of a record."""
-    accuracy = record.accuracy
-    finetuned = f"-> {accuracy.finetuned:.2f} % fine-tuned" if record.finetuned else "(not fine-tuned)"
-    return (
-        f"{name}: {accuracy.original:.2f} % -> {accuracy.decomposed:.2f} % decomposed "
-        f"{finetuned}; "
-        f"MLU {100 * record.plan.mlu:.1f} % (W: {100 * record.plan.weight_mlu:.1f} %); "
-        f"params x {record.params_ratio:.2f}, MACs x {record.macs_ratio:.2f}"
-    )
+    for command in COMMANDS:
+        app.command()(command)
+else:
+    app.info.epilog = "Install urank[reproduction] for the commands that reproduce the papers."
 
 
 def main() -> None:
@@ -204,10 +33,8 @@ def main() -> None:
     keep_freed_memory()
     try:
         app()
+    except OutOfTime as stopped:
+        print(f"The time budget is used up: {stopped}. The same command resumes.")
+        sys.exit(UNFINISHED)
     except USER_ERRORS as error:
         sys.exit(sentence(error))
-
-
-def sentence(error: BaseException, where: str = "") -> str:
-    """Return an error message in one line."""
-    return f"urank: {where}{' '.join(str(error).split())}"

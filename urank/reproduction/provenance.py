@@ -22,7 +22,8 @@ VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn"
 def code_files() -> list[Path]:
     """Return the modules that affect what an experiment measures."""
     package = Path(__file__).parents[1]
-    library = {path for path in package.rglob("*.py") if "reproduction" not in path.parts and path.stem != "cli"}
+    shown = ("cli", "cli_measure", "measure", "report", "errors")  # an experiment does not import these
+    library = {path for path in package.rglob("*.py") if "reproduction" not in path.parts and path.stem not in shown}
     return sorted(library | {package / "reproduction" / f"{name}.py" for name in MEASURING})
 
 

@@ -1,0 +1,297 @@
+"""Measure the utilized ranks of any image classifier in one call."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from urank.attention import explicit_attention
+from urank.calibration import accumulate_grams, images_of
+from urank.factorize import Cost, count_cost, decompose, project_network, save_compact
+from urank.files import atomic
+from urank.layers import coverage, used_layers
+from urank.plan import RankPlan, allowed_loss
+from urank.search.bisection import check_protocol, search_ranks
+from urank.search.validation import Validation
+from urank.shared_layers import separate_uses
+from urank.throughput import images_per_second
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SPEED_IMAGES = 32  # images per batch of the throughput measurement
+MIN_ALLOWED_LOSS = 5  # images that one projection may lose; with fewer, chance decides too much
+
+
+def measure(
+    model: nn.Module,
+    calibration: Iterable,
+    validation: Validation | Iterable,
+    tolerance: float = 0.1,
+    mode: str = "joint",
+    evaluation: str = "fast",
+    layers: Sequence[str] = ("*",),
+    memory: int | None = None,
+    progress: bool = True,
+    checkpoint: Path | None = None,
+    deadline: float | None = None,
+) -> "Measurement":
+    """Measure the utilized rank of every layer of `model`, with one projection allowed to cost `tolerance` points.
+
+    Attention layers of `nn.MultiheadAttention` are measured as plain linear layers, and every use of a shared layer is
+    measured separately.
+
+    Args:
+        model: an image classifier on the device where it is to run; it is not changed.
+        calibration: batches of images, or of (images, labels): a list, a DataLoader, ... For the Gram matrices.
+        validation: batches of (images, labels) for counting correct predictions, kept in memory; or batches of images
+            alone, for which agreement with the network's own predictions is counted; or a `Validation`.
+        tolerance, mode, evaluation, memory, progress, checkpoint, deadline: as in `search_ranks`.
+        layers: patterns of the layers to measure, for example ["blocks.*.mlp.*"].
+
+    Raises:
+        ValueError: no layer or image to measure, or an invalid option.
+        FloatingPointError: the network's logits contain NaN or infinity.
+        OutOfTime: the deadline is too close; the next call resumes from the checkpoint.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+        >>> images = torch.randn(100, 3) @ torch.randn(3, 16)
+        >>> measured = measure(model, [images], [images], tolerance=0, progress=False)
+        >>> measured.plan["0"].rank
+        3
+        >>> measured.decompose()[0]
+        Factors(
+          (0): Linear(in_features=16, out_features=3, bias=False)
+          (1): Linear(in_features=3, out_features=12, bias=True)
+        )
+    """
+    check_protocol(tolerance, mode)
+    device = next(model.parameters()).device
+    calibration = Moved(calibration, device)
+    network = measurable(model, calibration.first())
+    chosen = choose_layers(network, calibration.first(), layers)
+    grams = accumulate_grams(network, calibration, chosen, progress)
+    counted = as_validation(network, validation)
+    plan = search_ranks(network, grams, counted, tolerance, mode, evaluation, memory, progress, checkpoint, deadline)
+    projected = project_network(network, plan, grams)
+    images, _ = next(iter(counted))
+    return Measurement(network, projected, plan, counted.count_correct(projected), images[:SPEED_IMAGES])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The result of `measure`.
+
+    Attributes:
+        network: the measured network; `model` with explicit attention and separate uses of shared layers.
+        projected: the same network with W' = P_S W P_T in place of every measured W.
+        plan: the utilized ranks and how they were found.
+        projected_correct: how many validation images `projected` classifies correctly.
+        images: a batch of validation images, for the cost and the throughput.
+    """
+
+    network: nn.Module
+    projected: nn.Module
+    plan: RankPlan
+    projected_correct: int
+    images: Tensor
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """One row per layer: d, m, rank of W, k_S, k_T, utilized rank, utilization."""
+        return self.plan.to_frame()
+
+    @property
+    def accuracy(self) -> tuple[float, float]:
+        """Accuracy on the validation images in percent, of the network and of the projected network."""
+        assert self.plan.correct is not None
+        return 100 * self.plan.correct / self.plan.total, 100 * self.projected_correct / self.plan.total
+
+    @cached_property
+    def compact(self) -> nn.Module:
+        """The projected network with two thin layers in place of each layer that becomes smaller."""
+        return decompose(self.projected, self.plan, useful_only=True)
+
+    def decompose(self) -> nn.Module:
+        """Return the compact network, ready for fine-tuning."""
+        return self.compact
+
+    @cached_property
+    def costs(self) -> tuple[Cost, Cost]:
+        """Parameters, and MACs per image, of the network and of the compact network."""
+        shape = tuple(self.images.shape[1:])
+        return count_cost(self.network, shape), count_cost(self.compact, shape)
+
+    @cached_property
+    def throughput(self) -> tuple[float, float]:
+        """Images/s of the network and of the compact network on this device, in batches of up to 32 images."""
+        speeds = images_per_second(dict(network=self.network, compact=self.compact), self.images, seconds=2)
+        return speeds["network"], speeds["compact"]
+
+    @cached_property
+    def coverage(self) -> "pd.DataFrame":
+        """Which modules were measured, their share of the parameters, and why others were skipped (see `coverage`)."""
+        frame = coverage(self.network, self.images[:1])
+        left_out = frame["measured"] & ~frame["layer"].isin([entry.layer for entry in self.plan.layers])
+        reason = frame["reason"].mask(left_out, "not among the chosen layers")
+        return frame.assign(measured=frame["measured"] & ~left_out, reason=reason)
+
+    def note(self) -> str:
+        """Return a warning if the tolerance allows a projection to lose only a few images, else ""."""
+        assert self.plan.tolerance is not None
+        return few_images_note(self.plan.tolerance, self.plan.total)
+
+    def figure(self, title: str = "") -> "Figure":
+        """Draw the utilization snapshot: the rank of W and the utilized rank of every layer."""
+        from urank.report import snapshot  # imports matplotlib
+
+        return snapshot(self.plan, title)
+
+    def report(self, path: Path | str, title: str = "Utilized rank") -> None:
+        """Write a page of HTML with the summary, the snapshot and the table of layers. It opens offline."""
+        from urank.report import html
+
+        with atomic(Path(path)) as temporary:
+            temporary.write_text(html(self, title), encoding="utf-8")
+
+    def save(self, folder: Path | str, title: str = "Utilized rank") -> None:
+        """Write plan.json, layers.csv, snapshot.svg, snapshot.png and report.html into `folder`."""
+        folder, figure = Path(folder), self.figure(title)
+        self.plan.save(folder / "plan.json")
+        with atomic(folder / "layers.csv") as path:
+            self.frame.to_csv(path, index=False)
+        for kind in ("svg", "png"):
+            with atomic(folder / f"snapshot.{kind}") as path:
+                figure.savefig(path, format=kind, dpi=160)
+        self.report(folder / "report.html", title)
+
+    def save_compact(self, folder: Path | str) -> None:
+        """Write the compact network into `folder`; `load_compact(network, folder)` reads it."""
+        save_compact(self.compact, self.plan, folder)
+
+    def summary(self) -> str:
+        """Return the main results as text, one per line."""
+        (before, after), (first, second), plan = self.costs, self.throughput, self.plan
+        counts = "agree with the unmodified network" if plan.counts == "agreement" else "are classified correctly"
+        rows = {
+            "layers": f"{len(plan.layers)}, with {100 * self.coverage_share():.1f} % of the parameters",
+            "accuracy": f"{self.accuracy[0]:.2f} % -> {self.accuracy[1]:.2f} % projected, not fine-tuned "
+            f"({plan.total:,} images, of which so many {counts})",
+            "MLU of W": f"{100 * plan.weight_mlu:.1f} %",
+            "MLU": f"{100 * plan.mlu:.1f} %",
+            "parameters": change(before.params / 1e6, after.params / 1e6, " M"),
+            "MACs": change(before.macs / 1e6, after.macs / 1e6, " M"),
+            "images/s": change(first, second, ""),
+            "probes": f"{len(plan.probes)}, {plan.evaluation}, images in {plan.precision}",
+        }
+        lines = [f"{name:<11} {text}" for name, text in rows.items()]
+        if second < first:
+            lines.append("The compact network is slower than the original on this device.")
+        return "\n".join([*lines, *filter(None, [self.note()])])
+
+    def coverage_share(self) -> float:
+        """Return the share of the parameters that the measured layers have, 0 to 1."""
+        frame = self.coverage
+        return float(frame.loc[frame["measured"], "share"].sum())
+
+
+def change(before: float, after: float, unit: str) -> str:
+    """Format two numbers and their ratio.
+
+    >>> change(200.0, 50.0, " M")
+    '200 M -> 50 M (x 0.25)'
+    """
+    return f"{before:,.4g}{unit} -> {after:,.4g}{unit} (x {after / before:.2f})"
+
+
+def few_images_note(tolerance: float, total: int) -> str:
+    """Return a warning if one projection may lose fewer than five of `total` images, else "".
+
+    >>> few_images_note(0.1, 50_000)
+    ''
+    """
+    allowed = allowed_loss(tolerance, total)
+    if allowed >= MIN_ALLOWED_LOSS or tolerance == 0:
+        return ""
+    recommended = math.ceil(100 * MIN_ALLOWED_LOSS / tolerance)
+    return (
+        f"Note: at a tolerance of {tolerance:g} points, one projection may lose {allowed} of {total:,} images. So few "
+        f"images bias the ranks downward. Use at least {recommended:,} validation images, or a larger tolerance."
+    )
+
+
+def measurable(model: nn.Module, images: Tensor) -> nn.Module:
+    """Return a copy of `model` in evaluation mode whose attention and shared layers are separate matrix layers."""
+    return separate_uses(explicit_attention(model), images).eval()
+
+
+def choose_layers(network: nn.Module, images: Tensor, patterns: Sequence[str]) -> list[str]:
+    """Return the layers that a forward pass uses and whose names match a pattern, in forward order.
+
+    Raises:
+        ValueError: none matches.
+    """
+    used = used_layers(network, images)
+    chosen = [name for name in used if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not chosen:
+        raise ValueError(f"no layer matches {', '.join(map(repr, patterns))} (layers: {', '.join(used)})")
+    return chosen
+
+
+def count_probes(network: nn.Module, names: Iterable[str]) -> int:
+    """Return how many probes a search of these layers needs at most: ceil(log2 d) + ceil(log2 m) per layer."""
+    modules = dict(network.named_modules())
+    sizes = [side for name in names for side in (modules[name].weight[0].numel(), len(modules[name].weight))]
+    return sum(math.ceil(math.log2(size)) for size in sizes)
+
+
+def as_validation(network: nn.Module, batches: Validation | Iterable) -> Validation:
+    """Return a `Validation` over labelled batches, or one of agreement over batches of images alone."""
+    if isinstance(batches, Validation):
+        return batches
+    moved = Moved(batches, next(network.parameters()).device)
+    if isinstance(next(iter(moved)), Tensor):
+        return Validation.agreement(network, moved)
+    return Validation(moved)
+
+
+class Moved:
+    """Batches on a device. Those of an iterator are kept, because they can be read only once.
+
+    Args:
+        batches: batches of images, or of (images, labels).
+        device: where they are moved to.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+
+    def __init__(self, batches: Iterable, device: torch.device):
+        self.batches = list(batches) if isinstance(batches, Iterator) else batches
+        self.device = device
+        if next(iter(self.batches), None) is None:
+            raise ValueError("there is no batch of images")
+
+    def __iter__(self) -> Iterator:
+        for batch in self.batches:
+            if isinstance(batch, Tensor):
+                yield batch.to(self.device)
+            else:
+                yield tuple(part.to(self.device) for part in batch)
+
+    def __getattr__(self, name: str) -> Any:
+        """Give access to the attributes of a data set's batches, which `Validation` uses for large ones."""
+        return getattr(self.__dict__["batches"], name)
+
+    def first(self) -> Tensor:
+        """Return one image of the first batch, (1, c, h, w)."""
+        return images_of(next(iter(self)))[:1]
