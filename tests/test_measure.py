@@ -230,7 +230,7 @@ class TestBadInput:
             (["--calibration", "40"], "mine:build", "40 images are too few for 40 calibration images"),
             (["--layers", "x*"], "mine:build", "no layer matches 'x*'"),
             (["--weights", "none.pt"], "mine:build", "none.pt"),
-            (["--weights", "mine.py"], "mine:build", "mine.py: not a file of weights"),
+            (["--weights", "mine.py"], "mine:build", "mine.py: damaged, or contains more than tensors"),
             (["--mean", "0.5"], "mine:build", "expected three numbers separated by commas, got '0.5'"),
             (["--crop-pct", "1.5"], "mine:build", "--crop-pct must be above 0 and at most 1, got 1.5"),
             (["--interpolation", "cubic"], "mine:build", "interpolation must be 'bilinear' or 'bicubic', got 'cubic'"),

@@ -102,7 +102,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: contains more than tensors, so it is not loaded; save its state_dict()") from error
+        raise ValueError(
+            f"{path}: damaged, or contains more than tensors; save the state_dict() of the network"
+        ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: not a file of weights ({str(error).splitlines()[0]})") from error
     for key in ("state_dict", "model"):
