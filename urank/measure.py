@@ -181,11 +181,11 @@ class Measurement:
     def summary(self) -> str:
         """Return the main results as text, one per line."""
         (before, after), (first, second), plan = self.costs, self.throughput, self.plan
-        counts = "agree with the unmodified network" if plan.counts == "agreement" else "are classified correctly"
+        counts = "agreement with the unmodified network" if plan.counts == "agreement" else "correct labels"
         rows = {
             "layers": f"{len(plan.layers)}, with {100 * self.coverage_share():.1f} % of the parameters",
             "accuracy": f"{self.accuracy[0]:.2f} % -> {self.accuracy[1]:.2f} % projected, not fine-tuned "
-            f"({plan.total:,} images, of which so many {counts})",
+            f"({counts}, {plan.total:,} images)",
             "MLU of W": f"{100 * plan.weight_mlu:.1f} %",
             "MLU": f"{100 * plan.mlu:.1f} %",
             "parameters": change(before.params / 1e6, after.params / 1e6, " M"),
@@ -224,7 +224,7 @@ def few_images_note(tolerance: float, total: int) -> str:
         return ""
     recommended = math.ceil(100 * MIN_ALLOWED_LOSS / tolerance)
     return (
-        f"Note: at a tolerance of {tolerance:g} points, one projection may lose {allowed} of {total:,} images. So few "
+        f"Note: at a tolerance of {tolerance:g}, one projection may lose {allowed} of {total:,} images. So few "
         f"images bias the ranks downward. Use at least {recommended:,} validation images, or a larger tolerance."
     )
 
