@@ -1,6 +1,7 @@
 """A wheel in an environment that has its declared dependencies and nothing else."""
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -33,8 +34,10 @@ print(urank.__file__)
 
 
 def run(*command, cwd):
-    """The output of a command, which must succeed."""
-    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
+    """The output of a command, which must succeed and cannot see this checkout."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(word) for word in command]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -99,7 +102,7 @@ def test_measures_and_splits_a_network(environment, tmp_path):
 
 @pytest.mark.slow
 def test_has_its_command(environment, tmp_path):
-    assert "Usage" in run(environment / "bin" / "urank", "--help", cwd=tmp_path)
+    assert "Usage" in run(environment / "bin" / "urank", "measure", "--help", cwd=tmp_path)
 
 
 @pytest.mark.slow
