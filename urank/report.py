@@ -46,16 +46,8 @@ def snapshot(plan: RankPlan, title: str = "") -> Figure:
     axis.fill_between(places, utilized, ranks, color=BLUE, alpha=0.08, lw=0)
     axis.plot(places, ranks, "o-", color=GREY, ms=3, lw=1.2)
     axis.plot(places, utilized, "o-", color=BLUE, ms=3.5, lw=1.8)
-    for values, label, color in ((ranks, "rank of W", GREY), (utilized, "utilized rank", BLUE)):
-        axis.annotate(
-            label,
-            (1, values[-1]),
-            xycoords=("axes fraction", "data"),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=color,
-            va="center",
-        )
+    for place, label, color in ((0.87, "rank of W", GREY), (1.0, "utilized rank", BLUE)):
+        axis.text(place, 1.03, label, color=color, ha="right", transform=axis.transAxes)
     axis.set(xlabel="layer, in forward order", ylabel="rank", ylim=(0, None), xlim=(0.5, len(places) + 0.5))
     axis.set_title(f"{title}: MLU {100 * plan.mlu:.1f} %" if title else f"MLU {100 * plan.mlu:.1f} %", loc="left")
     axis.spines[["top", "right"]].set_visible(False)
