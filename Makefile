@@ -30,6 +30,10 @@ book/figure1.png: data/records/cifar10/vgg11.json urank/reproduction/figures/spe
 	$(BIN)/python -c 'from urank.reproduction import figures, profiles; \
 	  figures.spectra(*profiles.recorded("cifar10/vgg11")).savefig("$@", dpi=130)'
 
+OVERVIEW := book/mlu.svg book/full_rank.svg
+$(OVERVIEW): $(wildcard data/records/cifar*/*.json) data/paper/table3_cifar.csv urank/reproduction/figures/overview.py  ## the figures in book/intro.md
+	$(BIN)/python -c 'from urank.reproduction.figures import overview; overview.save("$@")'
+
 clean:  ## delete builds and live runs; keep .venv and data
 	rm -rf build book/_build runs .snakemake
 
