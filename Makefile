@@ -24,7 +24,7 @@ bench: .venv/ready  ## compare the speed of the package with a naive implementat
 	$(BIN)/python -m benchmarks.speed
 
 lab: .venv/ready  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/figure1_spectra.ipynb
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/walkthrough.ipynb
 
 book/figure1.png: data/records/cifar10/vgg11.json urank/reproduction/figures/spectra.py  ## the figure in README.md
 	$(BIN)/python -c 'from urank.reproduction import figures, profiles; \
