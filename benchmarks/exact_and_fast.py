@@ -45,13 +45,13 @@ class Setting:
 
 
 CONVOLUTIONAL = urank.Recipe(epochs=6, batch_size=64, lr=0.05, crop=2, flip=False)
-TRANSFORMER = urank.Recipe(epochs=8, batch_size=25, optimizer="adamw", lr=0.001, weight_decay=0.05, crop=1, flip=False)
+TRANSFORMER = urank.Recipe(epochs=6, batch_size=25, optimizer="adamw", lr=0.001, weight_decay=0.05, crop=1, flip=False)
 SETTINGS = {
     "vgg11": Setting(0.25, 1000, CONVOLUTIONAL),
     "vgg13": Setting(0.25, 1000, CONVOLUTIONAL),
     "resnet18": Setting(0.125, 500, CONVOLUTIONAL),
-    "vit": Setting(0.34, 500, TRANSFORMER, plain=True),
-    "swin": Setting(0.33, 500, TRANSFORMER, plain=True),
+    "vit": Setting(0.17, 200, TRANSFORMER, plain=True),
+    "swin": Setting(0.33, 200, TRANSFORMER, plain=True),
 }
 
 
