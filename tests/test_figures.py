@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 
 from urank.reproduction import figures, paper
 from urank.reproduction.figures.groups import place
-from urank.reproduction.figures.style import signed
+from urank.reproduction.figures.style import network_color, signed
 from urank.reproduction.record import Record
 from urank.training.recipe import Recipe
 
@@ -65,39 +65,42 @@ def record_stays(record):
     assert record.to_dict() == before
 
 
+def test_a_network_has_one_colour_on_every_page(several):
+    chosen = figures.differing_in_dataset(several)[0]
+    drawn = [line.get_color() for axis in figures.snapshot(chosen).axes for line in axis.get_lines()]
+    drawn += [line.get_color() for line in figures.spectra(chosen[0]).axes[0].get_lines()]
+    drawn += [figures.tradeoff(figures.measured_points(chosen)).axes[0].texts[1].get_color()]
+    assert set(drawn) == {network_color("vgg11")}
+    assert len({network_color(name) for name in ("vgg11", "vgg19", "resnet18", "vit", "other")}) == 5
+
+
 class TestSpectra:
     def test_draws_the_energy_held_by_the_first_directions(self, record):
-        figure = figures.spectra(record)
         names = [entry.layer for entry in record.plan.layers]
-        drawn = [names[place] for place in (0, 2, 4, 6, 8)]
-        for axis, key in zip(figure.axes, ("weight", "projected"), strict=True):
-            for line, name in zip(axis.get_lines(), drawn, strict=True):
-                entry, values = record.plan[name], np.array(getattr(record.spectra[name], key))
-                size = min(entry.d, entry.m)
+        drawn = [names[place] for place in (0, 2, 3, 5, 6, 8)]
+        for axis, name in zip(figures.spectra(record).axes, drawn, strict=True):
+            entry, spectrum = record.plan[name], record.spectra[name]
+            size, (*lines, dot) = min(entry.d, entry.m), axis.get_lines()
+            for line, drawn_values in zip(lines, (spectrum.weight, spectrum.projected), strict=True):
+                values = np.array(drawn_values)
                 expected = [(values[:k] ** 2).sum() / (values**2).sum() for k in range(size + 1)]
                 np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
                 np.testing.assert_allclose(line.get_xdata(), np.arange(size + 1) / size)
                 assert line.get_ydata()[-1] == pytest.approx(1) and line.get_xdata()[-1] == 1
-                assert line.get_label() == f"{names.index(name) + 1} ({name}): rank {entry.weight_rank} → {entry.rank}"
-
-    def test_a_layer_has_one_colour_in_both_halves(self, record):
-        left, right = ([line.get_color() for line in axis.get_lines()] for axis in figures.spectra(record).axes)
-        assert left == right and len(set(left)) == 5
+            assert (dot.get_xdata(), dot.get_ydata()) == ([entry.utilization], [1])
+            assert axis.get_title() == f"{names.index(name) + 1} ({name})"
+            assert [text.get_text() for text in axis.texts] == [f"rank {entry.weight_rank} → {entry.rank}"]
 
     def test_curves_stop_rising_at_the_utilized_rank(self, record):
-        for line, name in zip(figures.spectra(record).axes[1].get_lines(), list(record.spectra)[::2], strict=True):
-            energy, rank = line.get_ydata(), record.plan[name].rank
+        for axis, name in zip(figures.spectra(record, list(record.spectra)).axes, record.spectra, strict=True):
+            energy, rank = axis.get_lines()[1].get_ydata(), record.plan[name].rank
             assert energy[rank] >= 0.9999 * (1 - 1e-5)
             assert rank == 1 or energy[rank - 1] < 0.9999 * (1 + 1e-5)
 
     def test_draws_the_layers_asked_for(self, record):
-        [label] = [line.get_label() for line in figures.spectra(record, ["classifier"]).axes[0].get_lines()]
-        assert label.startswith("9 (classifier): rank ")
-
-    def test_draws_all_layers_asked_for(self, record):
-        """As many as VGG16 has, more than there are colours."""
         names = list(record.spectra)
-        assert len(figures.spectra(record, names + names).axes[0].get_lines()) == 2 * len(names)
+        titles = [axis.get_title() for axis in figures.spectra(record, names + names).axes]
+        assert titles == 2 * [f"{number} ({name})" for number, name in enumerate(names, 1)]
 
     def test_of_an_unknown_layer(self, record):
         with pytest.raises(ValueError, match="features.99"):
@@ -122,45 +125,38 @@ def test_evenly_spaced_takes_first_and_last():
 
 
 class TestEnergySweep:
-    @pytest.mark.parametrize("layer", ["features.8", "classifier"])
-    def test_draws_the_record_s_rows(self, record, layer):
-        figure = figures.energy_sweep(record, layer)
-        rows = [row for row in record.sweep if row.layer == layer]
-        left, right = figure.axes
-        accuracy, norm, [k_s] = *left.get_lines(), right.get_lines()
-        for line in (accuracy, norm, k_s):
-            assert line.get_xdata().tolist() == [row.energy for row in rows]
-        assert accuracy.get_ydata().tolist() == [row.correct / record.plan.correct for row in rows]
-        assert norm.get_ydata().tolist() == [row.norm_difference for row in rows]
-        assert k_s.get_ydata().tolist() == [row.k_s for row in rows]
-        assert layer in left.get_title()
-        assert str(record.plan[layer].d) in k_s.get_label()
+    def test_stacks_the_record_s_rows_on_one_axis_of_energy(self, record):
+        axes = np.array(figures.energy_sweep(record).axes).reshape(3, 2)
+        for column, layer in zip(axes.T, ("features.8", "classifier"), strict=True):
+            rows = [row for row in record.sweep if row.layer == layer]
+            accuracy, norm, k_s = (axis.get_lines()[1] for axis in column)
+            for line in (accuracy, norm, k_s):
+                assert line.get_xdata().tolist() == [row.energy for row in rows]
+            assert accuracy.get_ydata().tolist() == [row.correct / record.plan.correct for row in rows]
+            assert norm.get_ydata().tolist() == [row.norm_difference for row in rows]
+            assert k_s.get_ydata().tolist() == [row.k_s for row in rows]
+            assert layer in column[0].get_title()
+            assert str(record.plan[layer].d) in column[2].texts[0].get_text()
 
-    def test_has_the_paper_s_colours_and_one_legend(self, record):
-        figure = figures.energy_sweep(record)
-        left, right = figure.axes
-        (red, _, _), (_, green, _), black = (to_rgb(line.get_color()) for line in left.get_lines() + right.get_lines())
-        assert red > 0.7 and green > 0.5 and black == (0, 0, 0)
-        [legend] = figure.legends
-        assert len(legend.get_texts()) == 3 and left.get_legend() is right.get_legend() is None
-
-    def test_takes_the_first_layer(self, record):
-        assert "features.8" in figures.energy_sweep(record).axes[0].get_title()
+    def test_marks_the_paper_s_threshold_in_grey(self, record):
+        for axis in figures.energy_sweep(record, ["classifier"]).axes:
+            mark = axis.get_lines()[0]
+            assert mark.get_xdata() == [0.8, 0.8] and len(set(to_rgb(mark.get_color()))) == 1
 
     def test_shows_every_point(self, record):
         rows = [replace(row, correct=2 * record.plan.correct) for row in record.sweep]  # a projection may help
         axis = figures.energy_sweep(replace(record, sweep=tuple(rows))).axes[0]
-        assert axis.get_ylim()[1] >= 2
+        assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] >= 2
 
     @pytest.mark.parametrize("layer", ["features.0", "features.99"])
     def test_of_a_layer_that_was_not_swept(self, record, layer):
         with pytest.raises(ValueError, match=layer):
-            figures.energy_sweep(record, layer)
+            figures.energy_sweep(record, [layer])
 
-    @pytest.mark.parametrize("layer", [None, "features.8"])
-    def test_of_a_record_without_any(self, record, layer):
+    @pytest.mark.parametrize("layers", [None, ["features.8"]])
+    def test_of_a_record_without_any(self, record, layers):
         with pytest.raises(ValueError, match="sweep"):
-            figures.energy_sweep(replace(record, sweep=()), layer)
+            figures.energy_sweep(replace(record, sweep=()), layers)
 
     def test_table_has_the_lowest_threshold_that_is_enough(self, record):
         correct, rows = record.plan.correct, [row for row in record.sweep if row.layer == "features.8"]
@@ -189,7 +185,7 @@ class TestUtilizationBars:
             assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx(range(1, 10))
         [line] = axis.get_lines()
         assert line.get_ydata() == [record.plan.mlu] * 2
-        assert f"MLU {100 * record.plan.mlu:.0f} %" in [text.get_text() for text in axis.get_legend().get_texts()]
+        assert [text.get_text() for text in axis.texts] == [f"MLU {100 * record.plan.mlu:.0f} %"]
 
     def test_numbers_of_the_layers_fit_below_a_deep_network(self, record):
         layers = 11 * record.plan.to_dict()["layers"]
@@ -537,8 +533,8 @@ class TestProtocol:
         assert ">91.5<" in html and ">80.00<" in html  # the paper prints fewer decimals
 
     def test_snapshot_names_the_ways(self, ways):
-        lines = figures.snapshot(ways).axes[0].get_lines()[1:-1:2]
-        assert "backward" in lines[2].get_label()
+        panels = figures.snapshot(ways).axes
+        assert "backward" in panels[2].get_title(loc="left")
 
 
 class TestFinetuning:
@@ -635,9 +631,10 @@ class TestRepetition:
 class TestSnapshot:
     def test_draws_the_ranks_of_every_layer(self, several):
         [chosen] = figures.differing_in_size(several)
-        *lines, _ = figures.snapshot(chosen, "a title").axes[0].get_lines()
-        for (dotted, solid), record in zip(zip(lines[::2], lines[1::2]), chosen, strict=True):
-            layers = record.plan.layers
+        figure = figures.snapshot(chosen, "a title")
+        assert figure.get_suptitle() == "a title"
+        for axis, record, name in zip(figure.axes, chosen, ("VGG11 on CIFAR-10", "VGG19 on CIFAR-10"), strict=True):
+            (dotted, solid), layers = axis.get_lines(), record.plan.layers
             assert dotted.get_ydata().tolist() == [entry.weight_rank for entry in layers]
             assert solid.get_ydata().tolist() == [entry.rank for entry in layers]
             assert dotted.get_xdata().tolist() == solid.get_xdata().tolist() == list(range(1, 10))
@@ -646,28 +643,35 @@ class TestSnapshot:
             ends = record.cost.original.params, record.cost.compact.params
             before, after = (f"{count / 1e6:.{3 if count < 1e5 else 2}f} M" for count in ends)
             accuracy = record.accuracy
-            expected = f"({before}, {accuracy.original:.1f} %) → ({after}, {accuracy.merged:.1f} %)"
-            assert solid.get_label() == f"{record.experiment.network} {expected}"
+            expected = f"{before} → {after}, {accuracy.original:.1f} → {accuracy.merged:.1f} %"
+            assert axis.get_title(loc="left") == f"{name}\n{expected}"
+
+    def test_shows_the_largest_rank_of_all_networks(self, several):
+        [chosen] = figures.differing_in_size(several)
+        figure = figures.snapshot(chosen[::-1])
+        largest = max(entry.weight_rank for record in chosen for entry in record.plan.layers)
+        assert all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] >= largest for axis in figure.axes)
 
     def test_compares_accuracies_of_one_stage(self, several):
         [[tuned, other]] = figures.differing_in_size(several)
         other = altered(other, experiment__finetune=recipe(other, "finetune", epochs=0))
-        *lines, note = figures.snapshot([tuned, other]).axes[0].get_lines()
+        figure = figures.snapshot([tuned, other])
         assert tuned.accuracy.decomposed != tuned.accuracy.merged
-        assert f", {tuned.accuracy.decomposed:.1f} %)" in lines[1].get_label().split("→")[1]
-        assert "before fine-tuning" in note.get_label()
+        assert figure.axes[0].get_title(loc="left").endswith(f" → {tuned.accuracy.decomposed:.1f} %")
+        assert "before fine-tuning" in figure.get_supxlabel()
+        assert "before fine-tuning" not in figures.snapshot([tuned]).get_supxlabel()
 
     @pytest.mark.parametrize(
         "choose, names",
         [
-            (figures.differing_in_dataset, ["cifar10", "cifar100"]),
-            (figures.differing_in_weights, ["from scratch", "linear probe"]),
-            (figures.differing_in_tolerance, ["$\\epsilon$ = 0.5", "$\\epsilon$ = 1.25", "$\\epsilon$ = 5"]),
+            (figures.differing_in_dataset, ["VGG11 on CIFAR-10", "VGG11 on CIFAR-100"]),
+            (figures.differing_in_weights, ["VGG11 on CIFAR-10, from scratch", "VGG11 on CIFAR-10, linear probe"]),
+            (figures.differing_in_tolerance, [f"VGG11 on CIFAR-10, $\\epsilon$ = {e}" for e in ("0.5", "1.25", "5")]),
         ],
     )
     def test_names_what_differs(self, several, choose, names):
-        lines = figures.snapshot(choose(several)[0]).axes[0].get_lines()[1:-1:2]
-        assert [line.get_label().split(" (")[0] for line in lines] == names
+        panels = figures.snapshot(choose(several)[0]).axes
+        assert [panel.get_title(loc="left").split("\n")[0] for panel in panels] == names
 
     def test_of_nothing(self):
         with pytest.raises(ValueError, match="at least one record"):
@@ -705,13 +709,13 @@ class TestTradeoff:
     @pytest.mark.parametrize(
         "smallest, largest", [(0.47, 0.59), (0.2, 9.2), (0.0051, 0.0052), (0.004, 0.15), (0.002, 90)]
     )
-    def test_numbers_the_axis_of_parameters_at_three_to_nine_places(self, smallest, largest):
-        row = dict(original_macs=1, compact_macs=1, original_top1=90, compact_top1=89, label="a network")
+    def test_numbers_the_axis_of_parameters_at_three_to_seven_places(self, smallest, largest):
+        row = dict(original_macs=1, compact_macs=1, original_top1=90, compact_top1=89, label="a network", network="vit")
         points = pd.DataFrame([row | dict(original_params=1e6 * largest, compact_params=1e6 * smallest)])
         axis = figures.tradeoff(points).axes[0]
         low, high = axis.get_xlim()
         shown = [float(tick.get_text()) for tick in axis.get_xticklabels()]
-        assert 3 <= len(shown) <= 9 and all(low <= number <= high for number in shown)
+        assert 3 <= len(shown) <= 7 and all(low <= number <= high for number in shown)
 
     def test_draws_before_and_after_with_the_area_of_the_macs(self, several):
         [chosen] = figures.differing_in_size(several)
@@ -738,14 +742,21 @@ class TestTradeoff:
             assert points["label"].tolist() == [name for data, name in map(place, plain) if data == dataset]
             assert points.index.tolist() == list(range(len(points)))
 
-    def test_draws_the_paper_s_rows_of_the_same_networks_hollow(self, several):
+    def test_draws_the_paper_s_rows_of_the_same_networks_in_grey(self, several):
         points = figures.measured_points(figures.differing_in_size(several)[0])
         printed = figures.printed_for(points, paper.tradeoff(paper.table3()))
         assert list(zip(printed["network"], printed["dataset"])) == [("vgg11", "cifar10"), ("vgg19", "cifar10")]
         axis = figures.tradeoff(points, printed).axes[0]
-        hollow = [circle for circle in axis.collections if len(circle.get_facecolor()) == 0]
-        assert [circle.get_offsets()[0][1] for circle in hollow] == [91.5, 92.5, 92.7, 93.6]
+        grey = [circle for circle in axis.collections if len(set(circle.get_edgecolor()[0][:3])) == 1]
+        assert [circle.get_offsets()[0][1] for circle in grey] == [91.5, 92.5, 92.7, 93.6]
         assert len(axis.collections) == 8
+
+    def test_names_each_network_beside_its_arrow(self, several):
+        points = figures.measured_points(figures.differing_in_size(several)[0])
+        axis = figures.tradeoff(points).axes[0]
+        named = [text for text in axis.texts if text.get_text().startswith("VGG")]
+        assert [text.get_text() for text in named] == ["VGG11", "VGG19"]
+        assert [text.xy for text in named] == list(zip(points["compact_params"] / 1e6, points["compact_top1"]))
 
     def test_of_networks_that_the_paper_does_not_have(self, record):
         assert figures.printed_for(figures.measured_points([record]), paper.tradeoff(paper.table3())) is None

@@ -1,24 +1,24 @@
 """Figure 2: the rank of W and of W' in every layer, over the depth of a network."""
 
 from collections.abc import Sequence
-from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from urank.reproduction.figures.groups import label, training_epochs, variant
-from urank.reproduction.figures.style import COLORS, STYLE, closed, millions
+from urank.reproduction.figures.style import STYLE, closed, heading, millions, network_color, small_multiples
 from urank.reproduction.figures.tables import printed_row
 from urank.reproduction.record import Record
 
 
 def snapshot(records: Sequence[Record], title: str = "") -> Figure:
-    """Draw one panel of Figure 2: rank of W (dotted) and of W' (solid), layer by layer.
+    """Draw one panel of Figure 2 as small multiples: rank of W (dotted) and of W' (solid), layer by layer.
 
-    Brackets, as in the paper: parameters and accuracy of the original and of the compact network. The latter accuracy
-    is after fine-tuning if every network was fine-tuned, otherwise before it.
+    Above each network, as in the paper: parameters and accuracy of the original and of the compact network. The latter
+    accuracy is after fine-tuning if every network was fine-tuned, otherwise before it.
 
     Raises:
         ValueError: no record.
@@ -26,27 +26,40 @@ def snapshot(records: Sequence[Record], title: str = "") -> Figure:
     if not records:
         raise ValueError("a snapshot needs at least one record")
     stage = "merged" if all(record.finetuned for record in records) else "decomposed"
+    note = "" if stage == "merged" else "; accuracies before fine-tuning"
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6, 3.9), layout="constrained")
-        for color, record in zip(cycle(COLORS), records):
-            layers = record.plan.layers
-            places = np.arange(1, len(layers) + 1)
-            axis.plot(places, [entry.weight_rank for entry in layers], ":", color=color, lw=1.5)
-            name = f"{label(record, records)} {bracket(record, stage)}"
-            axis.plot(places, [entry.rank for entry in layers], "o-", color=color, lw=1.6, ms=3.5, label=name)
-        note = "" if stage == "merged" else "; accuracies before fine-tuning"
-        axis.plot([], [], "k:", lw=1.5, label=f"dotted: rank of $W$; solid: rank of $W'${note}")
-        axis.set(title=title, xlabel="layer", ylabel="rank", xlim=(0.5, None), ylim=(0, None))
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        figure.legend(loc="outside lower left")
+        figure, panels = small_multiples(len(records), min(len(records), 2), 2.1, sharey=True)
+        for axis, record in zip(panels, records):
+            draw_ranks(axis, record)
+            axis.set_title(f"{panel_title(record, records)}\n{bracket(record, stage)}", loc="left", fontsize=10)
+        panels[0].set_ylim(0, None)
+        figure.supxlabel(f"layer (dotted: rank of $W$; solid: rank of $W'${note})")
+        figure.supylabel("rank")
+        figure.suptitle(title)
     return closed(figure)
 
 
+def draw_ranks(axis: Axes, record: Record) -> None:
+    """Draw the rank of W and of W' of each layer of one network."""
+    layers, color = record.plan.layers, network_color(record.experiment.network)
+    places, projected = np.arange(1, len(layers) + 1), [entry.rank for entry in layers]
+    axis.plot(places, [entry.weight_rank for entry in layers], ":", color=color, lw=1.4)
+    axis.plot(places, projected, "o-", color=color, lw=1.6, ms=3 if len(layers) < 20 else 0)
+    axis.fill_between(places, projected, color=color, alpha=0.15, lw=0)
+    axis.xaxis.get_major_locator().set_params(nbins=5, integer=True)
+
+
+def panel_title(record: Record, among: Sequence[Record]) -> str:
+    """Return network and data set, and what else tells the record from those it is shown with."""
+    named = (record.experiment.network, record.experiment.dataset)
+    return ", ".join([heading(record), *(word for word in label(record, among).split(", ") if word not in named)])
+
+
 def bracket(record: Record, stage: str) -> str:
-    """Return (parameters, accuracy) of the original, then of the compact network at this stage."""
+    """Return parameters and accuracy of the original and of the compact network at this stage."""
     cost, accuracy = record.cost, record.accuracy
-    ends = zip((cost.original, cost.compact), (accuracy.original, getattr(accuracy, stage)))
-    return " → ".join(f"({millions(end.params)}, {top1:.1f} %)" for end, top1 in ends)
+    sizes = " → ".join(millions(end.params) for end in (cost.original, cost.compact))
+    return f"{sizes}, {accuracy.original:.1f} → {getattr(accuracy, stage):.1f} %"
 
 
 def peak_table(records: Sequence[Record]) -> pd.DataFrame:

@@ -2,47 +2,57 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from urank.reproduction import paper
-from urank.reproduction.figures.style import COLORS, STYLE, closed
+from urank.reproduction.figures.style import GREY, STYLE, WIDTH, closed, heading, network_color, small_multiples
 from urank.reproduction.record import Record, SweepRow
+
+QUANTITIES = ("accuracy / original", "$\\|W - W'\\| \\,/\\, \\|W\\|$", "$k_S$")  # of Figure 1(b), from top to bottom
 
 
 def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
-    """Draw Figure 1(a): cumulative spectral energy of W (left) and of W' (right) for several layers.
+    """Draw Figure 1(a): cumulative spectral energy of W (dotted) and of W' (solid), one panel per layer.
 
-    The horizontal axis is the share of min(d, m) singular values. A line on the right reaches 1 at the layer's
-    utilization.
+    The horizontal axis is the share of min(d, m) singular values. The solid line reaches 1 at the layer's utilization,
+    which a dot marks.
 
     Args:
-        layers: `named_modules()` paths; default five at even distances, first and last included.
+        layers: `named_modules()` paths; default six at even distances, first and last included.
 
     Raises:
         ValueError: the record has no such layer.
     """
     names = list(record.spectra)
-    layers = evenly_spaced(names, 5) if layers is None else layers
+    layers = evenly_spaced(names, 6) if layers is None else layers
     for name in set(layers) - set(names):
         raise ValueError(f"the record has no layer {name!r}: it has {', '.join(names)}")
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-        for color, name in zip(cycle(COLORS), layers):
-            entry, spectrum = record.plan[name], record.spectra[name]
-            label = f"{layer_label(names, name)}: rank {entry.weight_rank} → {entry.rank}"
-            for axis, key in zip(axes, ("weight", "projected")):
-                energy = cumulative(getattr(spectrum, key))
-                axis.plot(np.linspace(0, 1, len(energy)), energy, color=color, lw=1.6, label=label)
-        for axis, title in zip(axes, ("trained weight $W$", "projected weight $W' = P_S W P_T$")):
-            axis.set(title=title, xlabel="share of singular values", xlim=(0, 1), ylim=(0, 1.02))
-        axes[0].set_ylabel("spectral energy held")
-        axes[1].legend(title="layer: rank of $W$ → of $W'$", loc="lower right")
+        figure, panels = small_multiples(len(layers), 3, 1.9, sharex=True, sharey=True)
+        for axis, name in zip(panels, layers):
+            draw_spectra(axis, record, name)
+        panels[0].set(xlim=(0, 1.04), ylim=(0, 1.06), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        figure.supxlabel("share of singular values (dotted: $W$; solid: $W'$)")
+        figure.supylabel("spectral energy held")
+        figure.suptitle(heading(record))
     return closed(figure)
+
+
+def draw_spectra(axis: Axes, record: Record, layer: str) -> None:
+    """Draw the energy held by the first singular values of one layer's W and W', and name both ranks."""
+    entry, spectrum = record.plan[layer], record.spectra[layer]
+    color = network_color(record.experiment.network)
+    for values, line in ((spectrum.weight, ":"), (spectrum.projected, "-")):
+        energy = cumulative(values)
+        axis.plot(np.linspace(0, 1, len(energy)), energy, line, color=color, lw=1.8)
+    axis.plot([entry.utilization], [1], "o", color=color, ms=4)
+    axis.text(0.98, 0.08, f"rank {entry.weight_rank} → {entry.rank}", ha="right", transform=axis.transAxes)
+    axis.set_title(layer_label(list(record.spectra), layer))
 
 
 def spectra_table(record: Record) -> pd.DataFrame:
@@ -112,33 +122,45 @@ def layer_label(names: Sequence[str], name: str) -> str:
     return f"{names.index(name) + 1} ({name})"
 
 
-def energy_sweep(record: Record, layer: str | None = None) -> Figure:
-    """Draw Figure 1(b): k_S, accuracy ratio and ||W - W'|| / ||W|| against the input-energy threshold of one layer.
+def energy_sweep(record: Record, layers: Sequence[str] | None = None) -> Figure:
+    """Draw Figure 1(b): accuracy ratio, ||W - W'|| / ||W|| and k_S against the share of input energy that is kept.
 
-    Colours as in the paper: black k_S (right axis), red accuracy, green norm difference.
+    One column per layer; the three quantities are stacked on one axis of energy. Grey marks the share that is enough in
+    the paper.
 
     Args:
-        layer: one of the layers that the record sweeps; default the first.
+        layers: of those that the record sweeps; default all.
+
+    Raises:
+        ValueError: a layer was not swept.
     """
-    rows = swept(record, layer)
-    layer = rows["layer"].iloc[0]
-    names, d = list(record.spectra), record.plan[layer].d
+    layers = list(dict.fromkeys(row.layer for row in record.sweep)) if layers is None else layers
+    sweeps = [swept(record, layer) for layer in layers or [None]]
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
-        red, green = "#C0392B", "#1E8449"
-        kept, accuracy = rows["energy"], rows["correct"] / record.plan.correct
-        axis.plot(kept, accuracy, "o-", color=red, ms=3.5, label="accuracy / original")
-        axis.plot(kept, rows["norm_difference"], "s-", color=green, ms=3.5, label="$\\|W - W'\\| \\,/\\, \\|W\\|$")
-        axis.set(xlabel="input spectral energy kept, $e_S$", ylabel="ratio", ylim=(0, 1.06 * max(1, accuracy.max())))
-        axis.set_title(f"layer {layer_label(names, layer)}")
-        right = axis.twinx()
-        right.plot(rows["energy"], rows["k_s"], "k^-", ms=3.5, label=f"$k_S$ (of {d})")
-        right.set(ylabel="$k_S$", yscale="log")
-        right.spines["right"].set_visible(True)
-        right.grid(False)
-        lines = axis.get_lines() + right.get_lines()
-        figure.legend(lines, [line.get_label() for line in lines], loc="outside lower center", ncols=3)
+        shape = dict(figsize=(WIDTH, 5), sharex=True, sharey="row", squeeze=False)
+        figure, axes = plt.subplots(len(QUANTITIES), len(sweeps), **shape)
+        for column, rows in zip(axes.T, sweeps):
+            draw_sweep(column, record, rows)
+        for axis, name in zip(axes[:, 0], QUANTITIES):
+            axis.set_ylabel(name)
+        axes[0, 0].set_ylim(0, None)
+        axes[1, 0].set_ylim(0, None)
+        axes[2, 0].set_yscale("log")
+        figure.align_ylabels()
+        figure.supxlabel("share of the input energy kept, $e_S$")
+        figure.suptitle(heading(record))
     return closed(figure)
+
+
+def draw_sweep(column: Sequence[Axes], record: Record, rows: pd.DataFrame) -> None:
+    """Draw the three quantities of one layer's sweep, from top to bottom."""
+    layer, color = rows["layer"].iloc[0], network_color(record.experiment.network)
+    for axis, values in zip(column, (rows["correct"] / record.plan.correct, rows["norm_difference"], rows["k_s"])):
+        axis.axvline(paper.ENOUGH / 100, color=GREY, lw=1, ls="--")
+        axis.plot(rows["energy"], values, "o-", color=color, ms=3.5)
+    column[0].set_title(f"layer {layer_label(list(record.spectra), layer)}")
+    column[1].text(paper.ENOUGH / 100 - 0.01, 0.05, "enough in the paper", color=GREY, ha="right")
+    column[2].text(0.04, 0.85, f"$d$ = {record.plan[layer].d}", transform=column[2].transAxes)
 
 
 def swept(record: Record, layer: str | None) -> pd.DataFrame:
@@ -155,16 +177,17 @@ def swept(record: Record, layer: str | None) -> pd.DataFrame:
 
 
 def utilization_bars(record: Record) -> Figure:
-    """Draw the rank of W (outline) and utilized rank (filled) of every layer, as shares of min(d, m)."""
-    frame = record.plan.to_frame()
-    available = frame[["d", "m"]].min(axis=1)
+    """Draw the rank of W (dotted outline) and utilized rank (filled) of every layer, as shares of min(d, m)."""
+    frame, color = record.plan.to_frame(), network_color(record.experiment.network)
+    weight = frame["weight_rank"] / frame[["d", "m"]].min(axis=1)
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.2, 3), layout="constrained")
+        figure, axis = plt.subplots(figsize=(WIDTH, 2.8))
         places = np.arange(1, len(frame) + 1)
-        axis.bar(places, frame["weight_rank"] / available, color="none", edgecolor="#555555", label="rank of $W$")
-        axis.bar(places, frame["utilization"], color=COLORS[0], label="utilized rank, rank of $W'$")
-        axis.axhline(record.plan.mlu, color=COLORS[1], lw=1.4, label=f"MLU {100 * record.plan.mlu:.0f} %")
+        axis.bar(places, weight, color="none", edgecolor=color, ls=":", lw=1)
+        axis.bar(places, frame["utilization"], color=color)
+        axis.axhline(record.plan.mlu, color="black", lw=1.2)
+        axis.text(1.01, record.plan.mlu, f"MLU {100 * record.plan.mlu:.0f} %", transform=axis.get_yaxis_transform())
         ticks = places[:: 1 + len(places) // 25]  # the numbers of a deep network have to fit
-        axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=ticks, yticks=[0, 0.5, 1], ylim=(0, 1.3))
-        axis.legend(ncols=3, loc="upper center")
+        axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=ticks, yticks=[0, 0.5, 1], ylim=(0, 1.05))
+        axis.set_title(f"{heading(record)}: rank of $W$ (dotted) and utilized rank (filled)")
     return closed(figure)

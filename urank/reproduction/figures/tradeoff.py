@@ -1,30 +1,31 @@
 """Figure 3: accuracy against parameters, before and after."""
 
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from urank.reproduction.figures.groups import label
-from urank.reproduction.figures.style import COLORS, STYLE, closed, millions
+from urank.reproduction.figures.style import GREY, STYLE, WIDTH, closed, millions, network_color, spelled
 from urank.reproduction.record import Record
 
 LARGEST = 900  # area of the largest bubble, in square points
-GREY = "#777777"
-MOST_TICKS = 9  # on a logarithmic axis
+MOST_TICKS = 7  # on a logarithmic axis
 
 
 def tradeoff(points: pd.DataFrame, printed: pd.DataFrame | None = None, title: str = "") -> Figure:
-    """Draw one panel of Figure 3: accuracy against parameters, arrows from the original (pale) to the compact network.
+    """Draw one panel of Figure 3: accuracy against parameters, arrows from originals (hollow) to compact networks.
 
     The area of a bubble is proportional to the MACs.
 
     Args:
         points: as `measured_points` or `paper.tradeoff` gives, with a column `label`.
-        printed: the paper's points beside them, drawn hollow and grey.
+        printed: the paper's points beside them, drawn in grey.
 
     Raises:
         ValueError: no point.
@@ -34,33 +35,39 @@ def tradeoff(points: pd.DataFrame, printed: pd.DataFrame | None = None, title: s
         raise ValueError("a trade-off needs at least one network before and after")
     largest = everything["original_macs"].max()
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
-        if printed is not None:
-            for row in printed.to_dict("records"):
-                draw_pair(axis, row, largest, GREY, hollow=True)
-            axis.plot([], [], "o", mfc="none", mec=GREY, label="the paper's (grey)")
-        for index, row in enumerate(points.to_dict("records")):
-            draw_pair(axis, row, largest, COLORS[index % len(COLORS)])
-        axis.plot([], [], "o", color="none", label=f"bubble area: MACs; the largest {millions(largest)}")
+        figure, axis = plt.subplots(figsize=(WIDTH, 4))
+        for row in printed.to_dict("records") if printed is not None else []:
+            draw_pair(axis, row, largest, GREY)
+        for row in points.to_dict("records"):
+            draw_pair(axis, row, largest, network_color(row["network"]))
+            name_pair(axis, row, largest)
         axis.set(title=title, xlabel="parameters (millions, logarithmic)", ylabel="accuracy (%)", xscale="log")
-        axis.margins(0.17, 0.2)
+        note = f"area: MACs, largest {millions(largest)}" + ("" if printed is None else "\ngrey: the paper")
+        axis.annotate(note, (0.01, 0.98), xycoords="axes fraction", va="top")
+        axis.margins(0.24, 0.2)
         plain_ticks(axis)
-        figure.legend(loc="outside lower left", ncols=2)
     return closed(figure)
 
 
-def draw_pair(axis: Axes, row: dict, largest: float, color: str, hollow: bool = False) -> None:
+def name_pair(axis: Axes, row: dict, largest: float) -> None:
+    """Write what an arrow shows to the left of its compact network."""
+    place = (row["compact_params"] / 1e6, row["compact_top1"])
+    radius = math.sqrt(LARGEST * row["compact_macs"] / largest / math.pi)  # in points
+    style = dict(ha="right", va="center", color=network_color(row["network"]))
+    style["path_effects"] = [withStroke(linewidth=2, foreground="white")]  # legible where an arrow passes behind it
+    axis.annotate(spelled(row["label"]), place, (-radius - 3, 0), textcoords="offset points", **style)
+
+
+def draw_pair(axis: Axes, row: dict, largest: float, color: str) -> None:
     """Draw two bubbles and the arrow between them."""
     ends = [
         (row[f"{end}_params"] / 1e6, row[f"{end}_top1"], LARGEST * row[f"{end}_macs"] / largest)
         for end in ("original", "compact")
     ]
-    for (x, y, area), face in zip(ends, ("none", "none") if hollow else (color + "40", color + "B0")):
-        axis.scatter(x, y, s=area, facecolor=face, edgecolor=color, lw=1, zorder=2 if hollow else 3)
+    for (x, y, area), face in zip(ends, ("none", color + "70")):
+        axis.scatter(x, y, s=area, facecolor=face, edgecolor=color, lw=1)
     arrow = dict(arrowstyle="->", color=color, lw=1.2, shrinkA=0, shrinkB=0)
-    axis.annotate("", ends[1][:2], ends[0][:2], arrowprops=arrow, zorder=4)
-    if not hollow:
-        axis.plot([], [], "o", color=color, label=row["label"])
+    axis.annotate("", ends[1][:2], ends[0][:2], arrowprops=arrow)
 
 
 def plain_ticks(axis: Axes) -> None:
