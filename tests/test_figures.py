@@ -765,6 +765,13 @@ class TestTradeoff:
         with pytest.raises(ValueError, match="at least one network"):
             figures.tradeoff(pd.DataFrame())
 
+    def test_has_room_for_the_names(self, several):
+        figure = figures.tradeoff(figures.measured_points(figures.differing_in_size(several)[0]))
+        figure.draw_without_rendering()
+        [axis] = figure.axes
+        boxes = [text.get_window_extent() for text in axis.texts if text.get_text().startswith("VGG")]
+        assert len(boxes) == 2 and all(box.x0 >= axis.get_window_extent().x0 for box in boxes)
+
     def test_table_says_what_the_arrows_show(self, several):
         points = figures.measured_points(figures.differing_in_size(several)[0])
         frame = figures.change_table(points)
@@ -788,6 +795,11 @@ class TestOtherTables:
         assert frame["MLU %"].tolist() == pytest.approx([100 * record.plan.mlu for record in chosen])
         html = figures.styled(frame, "table5").to_html()
         assert all(f">{tolerance}<" in html for tolerance in ("0.5", "1.25", "5"))
+
+    def test_tables_write_epsilon_as_a_letter(self, several):
+        points = figures.measured_points(figures.differing_in_tolerance(several)[0])
+        html = figures.styled(figures.change_table(points), "changes").to_html()
+        assert "ε = 0.5<" in html and "epsilon" not in html
 
     def test_tables_put_the_paper_above(self, record):
         vit = dict(experiment__network="torchvision/vit_b_16", experiment__dataset="imagenet-1k")

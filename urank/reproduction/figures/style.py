@@ -155,6 +155,7 @@ def styled(frame: pd.DataFrame, identifier: str, formats: dict | None = None, te
     if "paper" in frame.index:  # printed with fewer decimals
         printed = {name: FORMATS[name] for name in frame if name in FORMATS}
         table = table.format(printed, na_rep="–", subset=pd.IndexSlice[["paper"], :])
+    table = table.format_index(lambda name: name.replace("$\\epsilon$", "ε") if isinstance(name, str) else name)
     if "tolerance" in frame.index.names:
         table = table.format_index("{:g}", level="tolerance")
     return table.set_table_styles(TABLE + (TEXT if text else [])).set_uuid(identifier)

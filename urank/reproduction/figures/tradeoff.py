@@ -44,7 +44,9 @@ def tradeoff(points: pd.DataFrame, printed: pd.DataFrame | None = None, title: s
         axis.set(title=title, xlabel="parameters (millions, logarithmic)", ylabel="accuracy (%)", xscale="log")
         note = f"area: MACs, largest {millions(largest)}" + ("" if printed is None else "\ngrey: the paper")
         axis.annotate(note, (0.01, 0.98), xycoords="axes fraction", va="top")
-        axis.margins(0.24, 0.2)
+        axis.margins(0.12, 0.2)
+        low, high = axis.get_xlim()
+        axis.set_xlim(low * (low / high) ** 0.25, high)  # room for the names
         plain_ticks(axis)
     return closed(figure)
 
@@ -55,7 +57,8 @@ def name_pair(axis: Axes, row: dict, largest: float) -> None:
     radius = math.sqrt(LARGEST * row["compact_macs"] / largest / math.pi)  # in points
     style = dict(ha="right", va="center", color=network_color(row["network"]))
     style["path_effects"] = [withStroke(linewidth=2, foreground="white")]  # legible where an arrow passes behind it
-    axis.annotate(spelled(row["label"]), place, (-radius - 3, 0), textcoords="offset points", **style)
+    name = ", ".join(map(spelled, row["label"].split(", ")))
+    axis.annotate(name, place, (-radius - 3, 0), textcoords="offset points", **style)
 
 
 def draw_pair(axis: Axes, row: dict, largest: float, color: str) -> None:
