@@ -17,10 +17,13 @@ from urank.reproduction.profiles import ROOT
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BUILD = ROOT / "build" / "smoke"
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
+CHAPTERS = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
+PAGES = [TOC["root"]] + [page["file"] for chapter in CHAPTERS for page in (chapter, *chapter.get("sections", []))]
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
-SHOWN = [path for path in SOURCES if path.stem.startswith(("figure", "table"))]  # the others are about these
+DETAILED = [path for path in SOURCES if path.with_stem(f"{path.stem}_details") in SOURCES]  # see test_pages.py
+NUMBERED = [path for path in SOURCES if path.stem.startswith(("figure", "table"))]  # the others are about these
+SHOWN = [path for path in NUMBERED if not path.stem.endswith("_details")]
 TABLES = {"coverage", "discrepancies", "status", "table2_hyperparameters"}  # pages without a picture
 
 built = pytest.mark.skipif(not (BUILD / "_build").exists(), reason="the book is not built; `make test` builds it")
@@ -41,7 +44,7 @@ class TestSources:
         assert f"notebooks/{path.stem}" in PAGES
 
 
-@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in SHOWN if path not in DETAILED], ids=lambda path: path.stem)
 def test_figures_and_tables_have_the_three_parts_and_exercises(path):
     text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
@@ -205,7 +208,8 @@ class TestExecuted:
         assert not [output.text for output in self.outputs(path) if output.get("name") == "stderr"]
 
     def test_shows_something_and_the_page_holds_its_pictures(self, path):
-        pictures = [output for output in self.outputs(path) if "image/png" in output.get("data", {})]
+        kinds = {"image/png", "image/svg+xml"}
+        pictures = [output for output in self.outputs(path) if kinds & set(output.get("data", {}))]
         assert bool(pictures) == (path.stem not in TABLES)
         assert any("text/html" in output.get("data", {}) for output in self.outputs(path))
         assert len(re.findall(r'<img\b[^>]*src="\.\./_images/', html(f"notebooks/{path.stem}"))) == len(pictures)

@@ -29,7 +29,7 @@ from urank.reproduction.figures.spectra import (
     sweep_table,
     utilization_bars,
 )
-from urank.reproduction.figures.style import EXACT, caption, notebook_style, styled
+from urank.reproduction.figures.style import EXACT, caption, heading, network_color, notebook_style, spelled, styled
 from urank.reproduction.figures.tables import measured_row, measured_table, printed_table
 from urank.reproduction.figures.tradeoff import by_dataset, change_table, measured_points, printed_for, tradeoff
 from urank.reproduction.figures.variations import (

@@ -31,11 +31,11 @@ def snapshot(records: Sequence[Record], title: str = "") -> Figure:
         figure, panels = small_multiples(len(records), min(len(records), 2), 2.1, sharey=True)
         for axis, record in zip(panels, records):
             draw_ranks(axis, record)
-            axis.set_title(f"{panel_title(record, records)}\n{bracket(record, stage)}", loc="left", fontsize=9)
+            axis.set_title(f"{panel_title(record, records)}\n{bracket(record, stage)}", loc="left", fontsize=10)
         panels[0].set_ylim(0, None)
-        figure.supxlabel(f"layer (dotted: rank of $W$; solid: rank of $W'${note})", fontsize=10)
-        figure.supylabel("rank", fontsize=10)
-        figure.suptitle(title, fontsize=11)
+        figure.supxlabel(f"layer (dotted: rank of $W$; solid: rank of $W'${note})")
+        figure.supylabel("rank")
+        figure.suptitle(title)
     return closed(figure)
 
 

@@ -37,9 +37,9 @@ def spectra(record: Record, layers: Sequence[str] | None = None) -> Figure:
         for axis, name in zip(panels, layers):
             draw_spectra(axis, record, name)
         panels[0].set(xlim=(0, 1.04), ylim=(0, 1.06), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        figure.supxlabel("share of singular values (dotted: $W$; solid: $W'$)", fontsize=10)
-        figure.supylabel("spectral energy held", fontsize=10)
-        figure.suptitle(heading(record), fontsize=11)
+        figure.supxlabel("share of singular values (dotted: $W$; solid: $W'$)")
+        figure.supylabel("spectral energy held")
+        figure.suptitle(heading(record))
     return closed(figure)
 
 
@@ -52,7 +52,7 @@ def draw_spectra(axis: Axes, record: Record, layer: str) -> None:
         axis.plot(np.linspace(0, 1, len(energy)), energy, line, color=color, lw=1.8)
     axis.plot([entry.utilization], [1], "o", color=color, ms=4)
     axis.text(0.98, 0.08, f"rank {entry.weight_rank} → {entry.rank}", ha="right", transform=axis.transAxes)
-    axis.set_title(layer_label(list(record.spectra), layer), fontsize=10)
+    axis.set_title(layer_label(list(record.spectra), layer))
 
 
 def spectra_table(record: Record) -> pd.DataFrame:
@@ -147,8 +147,8 @@ def energy_sweep(record: Record, layers: Sequence[str] | None = None) -> Figure:
         axes[1, 0].set_ylim(0, None)
         axes[2, 0].set_yscale("log")
         figure.align_ylabels()
-        figure.supxlabel("share of the input energy kept, $e_S$", fontsize=10)
-        figure.suptitle(heading(record), fontsize=11)
+        figure.supxlabel("share of the input energy kept, $e_S$")
+        figure.suptitle(heading(record))
     return closed(figure)
 
 
@@ -158,7 +158,7 @@ def draw_sweep(column: Sequence[Axes], record: Record, rows: pd.DataFrame) -> No
     for axis, values in zip(column, (rows["correct"] / record.plan.correct, rows["norm_difference"], rows["k_s"])):
         axis.axvline(paper.ENOUGH / 100, color=GREY, lw=1, ls="--")
         axis.plot(rows["energy"], values, "o-", color=color, ms=3.5)
-    column[0].set_title(f"layer {layer_label(list(record.spectra), layer)}", fontsize=10)
+    column[0].set_title(f"layer {layer_label(list(record.spectra), layer)}")
     column[1].text(paper.ENOUGH / 100 - 0.01, 0.05, "enough in the paper", color=GREY, ha="right")
     column[2].text(0.04, 0.85, f"$d$ = {record.plan[layer].d}", transform=column[2].transAxes)
 
@@ -186,15 +186,8 @@ def utilization_bars(record: Record) -> Figure:
         axis.bar(places, weight, color="none", edgecolor=color, ls=":", lw=1)
         axis.bar(places, frame["utilization"], color=color)
         axis.axhline(record.plan.mlu, color="black", lw=1.2)
-        axis.annotate(
-            f"MLU {100 * record.plan.mlu:.0f} %",
-            (1, record.plan.mlu),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-        )
+        axis.text(1.01, record.plan.mlu, f"MLU {100 * record.plan.mlu:.0f} %", transform=axis.get_yaxis_transform())
         ticks = places[:: 1 + len(places) // 25]  # the numbers of a deep network have to fit
         axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=ticks, yticks=[0, 0.5, 1], ylim=(0, 1.05))
-        axis.set_title(f"{heading(record)}: rank of $W$ (dotted) and utilized rank (filled)", fontsize=10)
+        axis.set_title(f"{heading(record)}: rank of $W$ (dotted) and utilized rank (filled)")
     return closed(figure)
