@@ -118,7 +118,7 @@ def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
     loaded, compared = load_profile(profile), paper_status.table()
     measured = paper_status.measured(compared).drop(columns=["needs", "page"])
     typer.echo(measured.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
-    typer.echo("\n" + paper_status.predictors(compared).to_string(float_format="{:.2f}".format))
+    typer.echo(paper_status.predictors(compared).to_string(float_format="{:.2f}".format))
     typer.echo(paper_status.summary(compared) + "\n")
     missing = compared[compared["runs"] == 0]
     width = missing["item"].str.len().max()

@@ -175,7 +175,7 @@ def predictors(frame: pd.DataFrame) -> pd.DataFrame:
     """
     groups = measured(frame).groupby("quantity", sort=False)
     rows = {name: predictor_row(of["paper"].astype(float), of["ours"]) for name, of in groups if name in QUANTITIES}
-    return pd.DataFrame(rows).T.rename_axis("quantity") if rows else pd.DataFrame()
+    return pd.DataFrame(rows).T.astype({"rows": int}).rename_axis("quantity") if rows else pd.DataFrame()
 
 
 def predictor_row(paper_s: pd.Series, ours: pd.Series) -> dict[str, float]:
@@ -198,7 +198,7 @@ def informative(frame: pd.DataFrame) -> list[str]:
 def style_predictors(frame: pd.DataFrame) -> Styler:
     """Return `predictors` as a page shows it."""
     found = predictors(frame)
-    return styled(found, "predictors", dict.fromkeys(found, "{:.2f}") | {"rows": "{:.0f}", "bias": "{:+.2f}"})
+    return styled(found, "predictors", dict.fromkeys(found, "{:.2f}") | {"rows": "{:d}", "bias": "{:+.2f}"})
 
 
 def against_full_rank(records: list[Record] | None = None) -> pd.DataFrame:
