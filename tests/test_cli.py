@@ -241,7 +241,7 @@ class TestStatus:
         paper, missing, stages = out.split("\n\n")
         header, *rows = (line.split() for line in stages.splitlines())
         assert code == 0
-        assert "Table 3: VGG11, cifar10" in paper and "rows not run" in paper
+        assert "Table 3: VGG11, cifar10" in paper and "rows not run" in paper and "error of the paper's mean" in paper
         assert "Table 1: ViTB16" in missing and "ImageNet and about 118 GPU hours" in missing
         assert header == ["start", *STAGES]
         assert rows == [["digits10/vgg11", *["done"] * 6, "-", "done", "done"], ["digits10/vgg11-s1", *["-"] * 9]]

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 
 from urank.reproduction import figures, paper
 from urank.reproduction.figures.groups import place
-from urank.reproduction.figures.style import network_color, signed
+from urank.reproduction.figures.style import GREY, network_color, signed
 from urank.reproduction.record import Record
 from urank.training.recipe import Recipe
 
@@ -295,6 +295,11 @@ class TestTable3:
         assert row["original − paper"] == record.accuracy.original - 91.5
         assert np.isnan(figures.size_table([record])["original − paper"].iloc[0])
 
+    def test_sizes_of_two_seeds_are_their_mean(self, record):
+        seeds = [altered(record, experiment__seed=seed, accuracy__original=90.0 + seed) for seed in (0, 1)]
+        [row] = figures.size_table(seeds).to_dict("records")
+        assert (row["original %"], row["epochs"]) == (90.5, "4 + 2") and row["layers"] == 9
+
 
 @pytest.fixture(scope="module")
 def several():
@@ -329,34 +334,78 @@ class TestDeviation:
     def test_draws_what_is_measured_over_what_is_printed(self, record):
         table = figures.measured_table(3, self.places(record))
         panels = figures.deviation(table).axes
-        assert [axis.get_title() for axis in panels] == ["MLU %", "params", "MACs", "change"]
-        for axis in panels:
+        assert [axis.get_title(loc="left") for axis in panels] == ["MLU", "params", "MACs", "change"]
+        shared = [("cifar10", "vgg11"), ("cifar100", "vgg19"), ("cifar100", "resnet18")]
+        for axis, column in zip(panels, ("MLU %", "params", "MACs", "change"), strict=True):
             diagonal, *points = axis.get_lines()
-            assert diagonal.get_slope() == 1 and axis.get_xlim() == axis.get_ylim()
-            column = table[axis.get_title()]
-            shared = [("cifar10", "vgg11"), ("cifar100", "vgg19"), ("cifar100", "resnet18")]
-            expected = [(column[(*place, "paper")], column[(*place, "measured")]) for place in shared]
+            assert diagonal.get_slope() == 1
+            expected = [
+                (table.loc[(*place, "paper"), column], table.loc[(*place, "measured"), column]) for place in shared
+            ]
             assert [(*line.get_xdata(), *line.get_ydata()) for line in points] == expected
-            assert [text.get_text() for text in axis.texts] == ["11", "19", "18"]
-            one, two, three = points
-            assert one.get_color() != two.get_color() == three.get_color()
-            assert one.get_marker() == two.get_marker() != three.get_marker()
+            assert [line.get_color() for line in points] == [figures.network_color(network) for _, network in shared]
+            assert [line.get_markerfacecolor() for line in points][1:] == ["white", "white"]  # the second data set
 
-    def test_table_says_how_far_apart_they_are(self, record):
-        frame = figures.deviation_table(figures.measured_table(3, self.places(record)))
-        mlu = [abs(100 * record.plan.mlu - printed) for printed in (47, 51, 90)]
-        furthest = ["vgg11 on cifar10", "vgg19 on cifar100", "resnet18 on cifar100"][int(np.argmax(mlu))]
-        assert frame.index.tolist() == ["original %", "MLU %", "params", "MACs", "change"]
-        assert frame.loc["MLU %"].tolist() == [3, pytest.approx(np.mean(mlu)), pytest.approx(max(mlu)), furthest]
+    def test_names_points_data_sets_and_families(self, record):
+        first, *others = figures.deviation(figures.measured_table(3, self.places(record))).axes
+        marks = ["filled: CIFAR-10", "hollow: CIFAR-100", "VGG", "ResNet"]
+        assert [text.get_text() for text in first.texts] == ["11", "19", "18", *marks]
+        assert all([text.get_text() for text in axis.texts] == ["11", "19", "18"] for axis in others)
 
-    def test_leaves_out_the_change_where_nothing_was_fine_tuned(self, record):
-        untuned = altered(record, experiment__dataset="cifar10", experiment__finetune__epochs=0)
-        assert "change" not in figures.deviation_table(figures.measured_table(3, [untuned])).index
+    def test_labels_keep_away_from_other_points(self, record):
+        """Two networks with almost the same numbers: their labels are on different sides."""
+        table = figures.measured_table(3, self.places(record)[:2])
+        [one, other] = figures.deviation(table).axes[1].texts
+        assert np.hypot(*np.subtract(one.get_position(), other.get_position())) > 0.1
 
     def test_of_networks_that_the_paper_does_not_have(self, record):
-        table = figures.measured_table(3, [record])
-        assert figures.deviation_table(table).empty
-        figures.deviation(table)
+        panels = figures.deviation(figures.measured_table(3, [record])).axes
+        assert [len(axis.get_lines()) for axis in panels] == [1, 1, 1, 1]
+
+
+class TestOverChoice:
+    def test_draws_the_tolerances_beside_the_paper_s(self, several):
+        plain, loose, strict = several[0], several[6], several[7]
+        figure = figures.over_choice(5, [strict, plain, loose], {"MLU %": "MLU (%)", "params": "kept"})
+        for axis, column in zip(figure.axes, ("MLU %", "params"), strict=True):
+            ours, theirs = axis.get_lines()
+            assert sorted(ours.get_xdata()) == [0.5, 1.25, 5.0]
+            found = figures.measured_table(5, [strict, plain, loose])[column].sort_index(level="tolerance")
+            assert sorted(ours.get_ydata()) == sorted(found)
+            assert sorted(theirs.get_xdata()) == [0.01, 0.05, 0.1, 0.5] and theirs.get_color() == GREY
+        assert figure.axes[-1].get_xscale() == "log"
+
+    def test_draws_the_weights_by_name(self, several):
+        plain, probe = several[0], several[5]
+        [axis] = figures.over_choice(4, [plain, probe], {"MLU %": "MLU (%)"}).axes
+        ours, theirs = axis.get_lines()
+        assert dict(zip(ours.get_xdata(), ours.get_ydata())) == pytest.approx(
+            {"from scratch": 100 * plain.plan.mlu, "linear probe": 100 * probe.plan.mlu}
+        )
+        assert dict(zip(theirs.get_xdata(), theirs.get_ydata())) == {
+            "from scratch": 35,
+            "end to end": 57,
+            "linear probe": 69,
+        }
+
+
+class TestParts:
+    @pytest.fixture
+    def vit(self, record):
+        layers = record.plan.to_dict()["layers"][:4]
+        names = ["patch_embed.proj", "blocks.0.attn.qkv", "blocks.1.attn.qkv", "norm"]
+        return altered(record, plan__layers=[layer | dict(layer=name) for layer, name in zip(layers, names)])
+
+    def test_are_the_utilizations_by_kind(self, vit):
+        frame = figures.utilization_by_part([vit])
+        assert frame["part"].tolist() == ["patches", "QKV", "QKV"] and set(frame["weights"]) == {"from scratch"}
+        expected = [100 * entry.utilization for entry in vit.plan.layers[:3]]
+        assert frame["utilization %"].tolist() == expected
+        [axis] = figures.parts([vit]).axes
+        patches, _, blocks, mean = axis.get_lines()
+        assert patches.get_xdata().tolist() == expected[:1] and blocks.get_xdata().tolist() == expected[1:]
+        assert mean.get_xdata() == [np.mean(expected[1:])]
+        assert [tick.get_text() for tick in axis.get_yticklabels()] == ["patches", "QKV"]
 
 
 class TestSpeedup:

@@ -1,5 +1,7 @@
+import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from conftest import TINY, finished
 
@@ -27,7 +29,8 @@ def rows(frame, item):
 def test_without_records_every_row_says_what_it_needs():
     frame = status.table([])
     assert frame.columns.tolist() == status.COLUMNS
-    assert (frame["verdict"] == "not run").all() and (frame["needs"] != "").all()
+    assert (frame["runs"] == 0).all() and (frame["needs"] != "").all()
+    assert status.predictors(frame).empty and status.summary(frame).endswith("no quantity")
     items = frame["item"].str.split(":").str[0].value_counts()
     assert items.to_dict() == {
         "Table 1": 16, "Table 3": 14, "Table 4": 3, "Table 5": 4, "Figure 1(b)": 1, "Figure 2": 2
@@ -46,7 +49,6 @@ def test_of_one_record(record):
     assert frame["spread"].isna().all() and (frame["runs"] == 1).all()
     assert (frame["page"] == "table3_cifar").all()
     assert set(frame["date"]) == {record.made["finetune"]["date"]}
-    assert frame.loc["original %", "verdict"] == frame.loc["change", "verdict"] == "green"
 
 
 def test_changes_of_deit_are_against_the_network_that_was_split(record):
@@ -65,7 +67,7 @@ def test_of_two_seeds_is_their_mean_and_standard_deviation(record):
 @pytest.mark.parametrize("other", [dict(width=0.5), dict(dataset="digits10"), dict(variant="linear-probe")])
 def test_another_network_than_the_paper_s_is_not_compared(record, other):
     frame = rows(status.table([seeded(record, 0, 91.0, **other)]), "Table 3: VGG11, cifar10")
-    assert frame["verdict"].tolist() == ["not run"]
+    assert frame["runs"].tolist() == [0]
 
 
 def test_table_5_is_one_network_at_several_tolerances(record):
@@ -88,7 +90,7 @@ def test_what_was_not_fine_tuned_is_said_to_be_missing(record):
     frame = status.table([seeded(record, 0, 91.0, finetune=Recipe(epochs=0))])
     assert "change" not in rows(frame, "Table 3: VGG11, cifar10").index
     [missing] = frame[frame["item"] == "Table 3: VGG11, cifar10, change"].to_dict("records")
-    assert missing["verdict"] == "not run" and missing["needs"].startswith("fine-tuning: a GPU")
+    assert missing["runs"] == 0 and missing["needs"].startswith("fine-tuning: a GPU")
 
 
 def test_figure_1_is_the_least_energy_that_is_enough(record):
@@ -97,7 +99,7 @@ def test_figure_1_is_the_least_energy_that_is_enough(record):
     kept = [replace(row, correct=record.plan.correct - images) for row, images in zip(sweep, lost, strict=True)]
     frame = status.table([replace(record, sweep=tuple(kept))])
     [row] = frame[frame["item"].str.startswith("Figure 1")].to_dict("records")
-    assert (row["paper"], row["ours"], row["verdict"]) == (80, 60, "amber")
+    assert (row["paper"], row["ours"], row["difference"]) == (80, 60, -20)
     nothing = replace(record, sweep=tuple(replace(row, correct=0) for row in sweep))
     assert status.smallest_sufficient_energy(nothing) == 100
 
@@ -109,30 +111,64 @@ def test_figure_2_is_the_layer_of_the_largest_rank(record):
     assert row["ours"] == 1 + ranks.index(max(ranks)) and row["paper"] == "4 to 6"
 
 
-def test_counts_are_of_each_quantity(record):
-    gains = seeded(record, 0, 91.0)
-    losses = seeded(record, 0, 60.0, dataset="cifar100")
-    losses = replace(losses, accuracy=replace(losses.accuracy, finetuned=59.5))
-    frame = status.table([gains, losses])
-    counts = status.counts(frame)
-    assert counts.loc["change", ["numbers", "opposite sign", "rows"]].tolist() == [2, 1, 2]
-    measured = (frame["verdict"] != "not run").sum()
-    assert counts.loc["all", ["numbers", "rows not run"]].tolist() == [measured, len(frame) - measured]
-    assert (counts[["green", "amber", "red"]].sum(axis=1) == counts["numbers"]).all()
-    assert status.summary(frame).startswith(f"{measured} numbers measured: ")
-    assert status.counts(status.table([gains])).loc["change", "opposite sign"] == 0
+def measured_as(printed, ours):
+    """The table of a quantity that is printed and measured in several rows."""
+    rows = [
+        dict(item=f"Table 3: {number}", quantity="MLU %", paper=paper, ours=value, difference=value - paper, runs=1)
+        for number, (paper, value) in enumerate(zip(printed, ours))
+    ]
+    return pd.DataFrame(rows, columns=status.COLUMNS).assign(page="table3_cifar", spread=float("nan"))
 
 
-@pytest.mark.parametrize(
-    "quantity, difference, expected",
-    [
-        ("original %", 0.5, "green"), ("original %", -0.5, "green"), ("original %", -0.6, "amber"),
-        ("change", 1.5, "amber"), ("change", -1.6, "red"), ("MLU %", 10, "green"), ("MLU %", -20.1, "red"),
-        ("params", 0.3 - 0.2, "green"), ("MACs", 0.15, "amber"), ("peak layer", 1, "amber"),
-    ],
-)  # fmt: skip
-def test_verdict_follows_the_margins(quantity, difference, expected):
-    assert status.verdict(quantity, difference) == expected
+def test_predictors_compare_with_constants():
+    frame = status.predictors(measured_as([30, 50, 70], [32, 52, 72]))
+    assert frame.loc["MLU %", ["rows", "bias", "mean error"]].tolist() == [3, 2, 2]
+    assert frame.loc["MLU %", "correlation"] == pytest.approx(1)
+    assert frame.loc["MLU %", "error of the paper's mean"] == pytest.approx(40 / 3)
+    assert frame.loc["MLU %", "error of our mean"] == pytest.approx((22 + 2 + 18) / 3)
+
+
+@pytest.mark.parametrize("ours, expected", [([35, 50, 71], ["MLU %"]), ([70, 50, 30], []), ([80, 100, 120], [])])
+def test_informative_is_closer_than_both_constants(ours, expected):
+    """Close; in the opposite order; in the right order, but too far for any use."""
+    frame = measured_as([30, 50, 70], ours)
+    assert status.informative(frame) == expected
+    assert status.summary(frame).endswith("MLU %" if expected else "no quantity")
+
+
+def test_changes_against_full_rank_are_means_over_seeds(record):
+    seeds = [
+        replace(one, accuracy=replace(one.accuracy, baseline=baseline))
+        for one, baseline in ((seeded(record, 0, 90.0), 92.0), (seeded(record, 1, 92.0), 93.5))
+    ]
+    elsewhere = seeded(record, 0, 91.0, dataset="digits10", data={})
+    untested = seeded(record, 0, 60.0, dataset="cifar100")
+    untested = replace(untested, accuracy=replace(untested.accuracy, baseline=None))
+    frame = status.against_full_rank([*seeds, elsewhere, untested])
+    assert frame.index.tolist() == [("cifar10", "vgg11"), ("cifar100", "vgg11")]
+    assert frame.iloc[0][[*status.CHANGES, "runs"]].tolist() == [1, 1.75, -0.75, 2]
+    assert frame.iloc[0]["spread"] == pytest.approx(0.25 * 2**0.5)
+    assert frame.iloc[1]["change"] == 1 and frame.iloc[1][status.CHANGES[1:]].isna().all()
+
+
+class TestHeatMap:
+    def test_has_rows_by_quantities_with_spread(self, record):
+        seeds = [seeded(record, 0, 90.0), seeded(record, 1, 92.0)]
+        html = status.heat_map(status.table([*seeds, seeded(record, 0, 60.0, dataset="cifar100")])).to_html()
+        assert re.findall(r"<th [^>]*col_heading[^>]*>(.*?)</th>", html) == list(status.QUANTITIES)
+        assert re.findall(r"<th [^>]*row_heading[^>]*>.*>Table 3: (.*?)</a>", html) == [
+            "VGG11, cifar10",
+            "VGG11, cifar100",
+        ]
+        assert ">-0.5 ± 1.4<" in html and ">-6.9<" in html  # 91 and 60 %, where the paper has 91.5 and 66.9
+
+    @pytest.mark.parametrize(
+        "share, color",
+        [(0.5, "213, 94, 0, 0.30"), (-0.5, "0, 114, 178, 0.30"), (-7, "0, 114, 178, 0.60"), (0, ", 0.00")],
+    )
+    def test_colours_by_sign_and_size(self, share, color):
+        assert status.background(share).endswith(f"{color})")
+        assert status.background(float("nan")) == ""
 
 
 def test_a_new_record_names_those_it_leaves_behind(record):
@@ -149,6 +185,6 @@ def test_a_new_record_names_those_it_leaves_behind(record):
 
 def test_pages_are_the_same_each_time(record):
     frame = status.table([record])
-    for draw in (status.style, status.style_missing):
+    for draw in (status.style, status.style_missing, status.heat_map, status.style_predictors):
         assert draw(frame).to_html() == draw(frame).to_html()
     assert '<a href="table3_cifar.html">Table 3: VGG11, cifar10</a>' in status.style(frame).to_html()

@@ -1,6 +1,7 @@
 """How far the reproduction is: one row per number of the paper's tables and figures, from the committed records.
 
-A verdict depends on the size of the difference alone (`MARGINS`). A row that is not measured says what it needs.
+`predictors` compares the differences with those of a constant: a measurement is informative if it is closer to the
+paper's numbers than one number for every row is. A row that is not measured says what it needs.
 """
 
 from statistics import mean, stdev
@@ -10,6 +11,7 @@ from pandas.io.formats.style import Styler
 
 from urank.reproduction import paper, profiles
 from urank.reproduction.cost_estimates import needs
+from urank.reproduction.figures import variations
 from urank.reproduction.figures.groups import (
     at_another_tolerance,
     from_other_weights,
@@ -20,20 +22,9 @@ from urank.reproduction.figures.groups import (
 from urank.reproduction.figures.runs import devices
 from urank.reproduction.figures.snapshot import peak_layers
 from urank.reproduction.figures.style import WRAPPED, styled
-from urank.reproduction.figures.tables import PRINTED, by_row, measured_row, unseeded, without_seed
+from urank.reproduction.figures.tables import PRINTED, SAME, by_row, measured_row, printed_row, unseeded, without_seed
 from urank.reproduction.record import Record
 
-# Largest distance from the paper's number: green up to the first margin, amber up to the second, red beyond.
-MARGINS = {
-    "original %": (0.5, 1.5),
-    "change": (0.5, 1.5),
-    "MLU of W %": (5, 10),
-    "MLU %": (10, 20),
-    "params": (0.10, 0.20),
-    "MACs": (0.10, 0.20),
-    "energy %": (10, 20),
-    "peak layer": (0, 1),
-}
 QUANTITIES = {
     "original %": "original_top1",
     "change": "delta",
@@ -42,14 +33,12 @@ QUANTITIES = {
     "params": "params_ratio",
     "MACs": "flops_ratio",
 }
-COLORS = {
-    "green": "background-color: #cdebd3; color: #12401f",
-    "amber": "background-color: #fbe6b8; color: #573c00",
-    "red": "background-color: #f6d0cb; color: #6b160c",
-}
 PAGES = {"Table 1": "table1_imagenet", "Table 3": "table3_cifar", "Table 4": "table4_pretraining"}
 PAGES |= {"Table 5": "table5_tolerance", "Figure 1": "figure1_spectra", "Figure 2": "figure2_snapshots"}
-COLUMNS = ["item", "quantity", "paper", "ours", "difference", "verdict", "spread", "runs", "date", "page"]
+BELOW, ABOVE = "0, 114, 178", "213, 94, 0"  # blue and orange: safe for colour-blind readers
+NULL = "error of the paper's mean"
+CHANGES = ["change", "full rank, change", "fine-tuned − full rank"]
+COLUMNS = ["item", "quantity", "paper", "ours", "difference", "spread", "runs", "date", "page"]
 COLUMNS += ["device", "needs"]
 # The words that name a row, beside the number of its table.
 LABELS = {1: ["model"], 3: ["model", "dataset"], 4: ["model"], 5: ["model", "tolerance"]}
@@ -64,7 +53,7 @@ def table(records: list[Record] | None = None) -> pd.DataFrame:
 
     Returns:
         The columns of `COLUMNS`. `ours` is the mean over `runs` seeds and `spread` their standard deviation (nan for
-        one run). `verdict` is "green", "amber", "red" or "not run"; `needs` says what a row that is not run takes.
+        one run). A row that is not run has no runs; `needs` says what it takes.
     """
     records = profiles.recorded() if records is None else records
     rows = figure1_rows(records) + figure2_rows(records)
@@ -123,7 +112,6 @@ def measured_quantity(
         spread=stdev(ours) if len(ours) > 1 else float("nan"),
         runs=len(ours),
         difference=mean(ours) - printed,
-        verdict=verdict(quantity, mean(ours) - printed),
         device=devices(seeds),
         date=max(record.date for record in seeds),
         page=PAGES[where],
@@ -131,15 +119,8 @@ def measured_quantity(
     )
 
 
-def verdict(quantity: str, difference: float) -> str:
-    """Return the colour of a difference by the margins of its quantity."""
-    green, amber = MARGINS[quantity]
-    size = abs(difference) - 1e-9  # 0.1 + 0.2 is within 0.3
-    return "green" if size <= green else "amber" if size <= amber else "red"
-
-
 def missing(item: str, where: str, needed: str) -> dict:
-    return dict(item=item, quantity="", runs=0, verdict="not run", page=PAGES[where], needs=needed)
+    return dict(item=item, quantity="", runs=0, page=PAGES[where], needs=needed)
 
 
 def figure1_rows(records: list[Record]) -> list[dict]:
@@ -179,14 +160,101 @@ def is_base(record: Record, dataset: str, network: str) -> bool:
     return (chosen.dataset, chosen.network, chosen.width, variant(record)) == (dataset, network, 1, "")
 
 
+def measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `table` that are measured."""
+    return frame[frame["runs"] > 0]
+
+
+def predictors(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return, by quantity, how far the measured numbers are from the paper's, and how far two constants are.
+
+    Returns:
+        `bias`: mean of ours - paper; `correlation` over the rows; `mean error`: mean of |ours - paper|; `error of our
+        mean` and `error of the paper's mean`: the same with one number, the mean of that column, for every row. Only
+        quantities with several rows.
+    """
+    groups = measured(frame).groupby("quantity", sort=False)
+    rows = {name: predictor_row(of["paper"].astype(float), of["ours"]) for name, of in groups if name in QUANTITIES}
+    return pd.DataFrame(rows).T.astype({"rows": int}).rename_axis("quantity") if rows else pd.DataFrame()
+
+
+def predictor_row(paper_s: pd.Series, ours: pd.Series) -> dict[str, float]:
+    return {
+        "rows": len(ours),
+        "bias": (ours - paper_s).mean(),
+        "correlation": ours.corr(paper_s),
+        "mean error": (ours - paper_s).abs().mean(),
+        "error of our mean": (ours.mean() - paper_s).abs().mean(),
+        "error of the paper's mean": (paper_s.mean() - paper_s).abs().mean(),
+    }
+
+
+def informative(frame: pd.DataFrame) -> list[str]:
+    """Return the quantities in which ours are closer to the paper's numbers than both constants are."""
+    found = predictors(frame)
+    return [name for name, row in found.iterrows() if row["mean error"] < row[["error of our mean", NULL]].min()]
+
+
+def style_predictors(frame: pd.DataFrame) -> Styler:
+    """Return `predictors` as a page shows it."""
+    found = predictors(frame)
+    return styled(found, "predictors", dict.fromkeys(found, "{:.2f}") | {"rows": "{:d}", "bias": "{:+.2f}"})
+
+
+def against_full_rank(records: list[Record] | None = None) -> pd.DataFrame:
+    """Return the changes of accuracy, in points, of the networks of Table 3 and of their full-rank networks.
+
+    Returns:
+        Of several seeds the mean: `change` of the split network, `full rank, change` of the original after the same
+        fine-tuning, and `fine-tuned − full rank` with its standard deviation `spread` (nan for one run); nan where the
+        full-rank network was not run.
+    """
+    records = profiles.recorded() if records is None else records
+    shown = [record for record in without_variants(records) if printed_row(record) is not None]
+    rows = {}
+    for place, seeds in by_row(shown, SAME).items():
+        frame = variations.rows(seeds, [record.experiment.seed for record in seeds]).reindex(columns=CHANGES)
+        rows[place] = frame.mean(skipna=False).to_dict() | dict(spread=frame[CHANGES[-1]].std(), runs=len(seeds))
+    return pd.DataFrame(rows).T.rename_axis(SAME)
+
+
+def heat_map(frame: pd.DataFrame) -> Styler:
+    """Return ours - paper as a page shows it: rows by quantities, blue below the paper and orange above it.
+
+    The colour is full at twice the error of the paper's mean (see `predictors`), where a measurement says nothing.
+    """
+    shown = measured(frame)
+    shown = shown[shown["quantity"].isin(QUANTITIES)]
+    shown = shown.assign(item=[f'<a href="{page}.html">{item}</a>' for item, page in zip(shown["item"], shown["page"])])
+    text = shown.assign(text=[difference_text(row) for row in shown.to_dict("records")])
+    wide = [one.pivot(index="item", columns="quantity")[name] for one, name in ((text, "text"), (shown, "difference"))]
+    cells, differences = (one.reindex(shown["item"].unique())[list(QUANTITIES)] for one in wide)
+    shades = (differences / (2 * predictors(frame)[NULL])).map(background)
+    table = styled(cells.rename_axis(index=None, columns=None), "status-map").format(na_rep="–")
+    return table.apply(lambda _: shades, axis=None)
+
+
+def difference_text(row: dict) -> str:
+    """Return ours - paper, with the standard deviation over seeds where there are several."""
+    digits = 2 if row["quantity"] in ("change", "params", "MACs") else 1
+    spread = "" if pd.isna(row["spread"]) else f" ± {row['spread']:.{digits}f}"
+    return f"{row['difference']:+.{digits}f}{spread}"
+
+
+def background(share: float) -> str:
+    """Return a cell's colour, transparent at 0 and full at -1 and 1; legible on light and dark pages."""
+    if pd.isna(share):
+        return ""
+    return f"background-color: rgba({BELOW if share < 0 else ABOVE}, {0.6 * min(1, abs(share)):.2f})"
+
+
 def style(frame: pd.DataFrame) -> Styler:
     """Return the measured rows of `table` as a page shows them."""
-    shown = frame[frame["verdict"] != "not run"].copy()
-    shown["item"] = [f'<a href="{page}.html">{item}</a>' for item, page in zip(shown["item"], shown["page"])]
+    shown = measured(frame)
+    shown = shown.assign(item=[f'<a href="{page}.html">{item}</a>' for item, page in zip(shown["item"], shown["page"])])
     shown = shown.drop(columns=["page", "needs"]).set_index(["item", "quantity"])
     formats = {"paper": as_printed, "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.3g}"}
-    table = styled(shown, "status", formats).map(lambda cell: COLORS.get(cell, ""), subset=["verdict"])
-    return table.set_properties(subset=["device"], **WRAPPED | {"min-width": "12em"})
+    return styled(shown, "status", formats).set_properties(subset=["device"], **WRAPPED | {"min-width": "12em"})
 
 
 def as_printed(value: float | str) -> str:
@@ -196,39 +264,15 @@ def as_printed(value: float | str) -> str:
 
 def style_missing(frame: pd.DataFrame) -> Styler:
     """Return what is not run, and what it needs."""
-    shown = frame[frame["verdict"] == "not run"].set_index("item")[["needs"]]
-    return styled(shown, "status-missing", text=True)
-
-
-def counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return, by quantity, how many numbers are measured, in how many rows, and their verdicts.
-
-    `opposite sign` counts the changes of accuracy whose sign is opposite to the paper's.
-    """
-    measured = frame[frame["verdict"] != "not run"]
-    named = pd.concat([measured, measured.assign(quantity="all")])
-    changes = measured[measured["quantity"] == "change"]
-    table = pd.crosstab(named["quantity"], named["verdict"]).reindex([*MARGINS, "all"], columns=[*COLORS], fill_value=0)
-    table.insert(0, "numbers", table.sum(axis="columns"))
-    return table.assign(
-        **{
-            "opposite sign": pd.Series({"change": (changes["paper"] * changes["ours"] < 0).sum()}),
-            "rows": named.groupby("quantity")["item"].nunique(),
-            "rows not run": pd.Series({"all": len(frame) - len(measured)}),
-        }
-    )
+    return styled(frame[frame["runs"] == 0].set_index("item")[["needs"]], "status-missing", text=True)
 
 
 def summary(frame: pd.DataFrame) -> str:
-    """Return how many numbers are measured and how many agree, in one line."""
-    found = frame["verdict"].value_counts()
-    colors = ", ".join(f"{found.get(color, 0)} {color}" for color in COLORS)
-    return f"{(frame['verdict'] != 'not run').sum()} numbers measured: {colors}; {found.get('not run', 0)} rows not run"
-
-
-def margins() -> pd.DataFrame:
-    """Return the margins of the verdicts, as the largest difference of each colour."""
-    return pd.DataFrame(MARGINS, index=["green up to", "amber up to"]).T.rename_axis("difference in")
+    """Return how many numbers are measured, and which quantities say more than a constant, in one line."""
+    return (
+        f"{len(measured(frame))} numbers measured, {(frame['runs'] == 0).sum()} rows not run; closer to the paper than "
+        f"a constant: {', '.join(informative(frame)) or 'no quantity'}"
+    )
 
 
 def outdated(name: str, committed: list[Record]) -> list[str]:

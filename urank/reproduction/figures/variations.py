@@ -16,7 +16,15 @@ from urank.reproduction.figures.groups import (
     without_variants,
 )
 from urank.reproduction.figures.style import EXACT, styled
-from urank.reproduction.figures.tables import COLUMNS, SAME, measured_row, printed_row, speed_ratios, with_labels
+from urank.reproduction.figures.tables import (
+    COLUMNS,
+    SAME,
+    by_row,
+    measured_row,
+    printed_row,
+    speed_ratios,
+    with_labels,
+)
 from urank.reproduction.record import Record
 
 DEVIATION = "standard deviation"
@@ -104,12 +112,17 @@ def lost_where_consulted(record: Record) -> float:
 def size_table(records: Sequence[Record]) -> pd.DataFrame:
     """Return what splitting does to each network: layers, parameters and MACs per image, accuracy at each step.
 
+    Of several seeds a number is the mean.
+
     Returns:
         `split %`: with every layer split, before fine-tuning; `epochs`: of training + of fine-tuning;
         `original − paper`: in accuracy points, nan where the paper does not have the network.
     """
-    index = pd.MultiIndex.from_tuples([place(record) for record in records], names=SAME)
-    return pd.DataFrame([size_row(record) for record in records], index=index)
+    groups = by_row(records, SAME)
+    index = pd.MultiIndex.from_tuples(groups, names=SAME)
+    frames = [pd.DataFrame([size_row(record) for record in seeds]) for seeds in groups.values()]
+    means = [frame.mean(numeric_only=True, skipna=False) for frame in frames]
+    return pd.DataFrame(means, index=index).assign(epochs=[frame["epochs"].iloc[0] for frame in frames])
 
 
 def size_row(record: Record) -> dict[str, float | str]:
