@@ -101,6 +101,3 @@ def result_fields(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
     """
     recipe = asdict(recipe) if isinstance(recipe, Recipe) else recipe
     return {name: value for name, value in recipe.items() if name not in ("compile", "capture")}
-
-
-what_is_fitted = result_fields  # the name that reproduction/figures still imports

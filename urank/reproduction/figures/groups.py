@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 
 from urank.reproduction.record import Record
-from urank.training.recipe import what_is_fitted
+from urank.training.recipe import result_fields
 
 Groups = list[list[Record]]
 
@@ -148,13 +148,13 @@ def at_another_tolerance(one: Record, base: Record) -> bool:
 
 def finetuned_otherwise(one: Record, base: Record) -> bool:
     same_split = one.weights == base.weights and ranks_of(one) == ranks_of(base)
-    recipes_differ = what_is_fitted(one.experiment.finetune) != what_is_fitted(base.experiment.finetune)
+    recipes_differ = result_fields(one.experiment.finetune) != result_fields(base.experiment.finetune)
     return same_split and recipes_differ and one.finetuned
 
 
 def trained_otherwise(one: Record, base: Record) -> bool:
     from_scratch = origin(one) == origin(base) == (None, None)
-    recipes_differ = what_is_fitted(one.experiment.train) != what_is_fitted(base.experiment.train)
+    recipes_differ = result_fields(one.experiment.train) != result_fields(base.experiment.train)
     return from_scratch and recipes_differ and one.weights != base.weights and searched_alike(one, base)
 
 

@@ -9,7 +9,7 @@ from urank.reproduction import paper
 from urank.reproduction.experiment import Experiment
 from urank.reproduction.figures.groups import origin_label, without_variants
 from urank.reproduction.record import Record
-from urank.training.recipe import what_is_fitted
+from urank.training.recipe import result_fields
 
 COLUMNS = {
     "original_top1": "original %",
@@ -134,7 +134,7 @@ def by_row(records: Iterable[Record], same: Sequence[str]) -> dict[tuple, list[R
 
 def unseeded(experiment: Experiment) -> dict:
     """Return the settings that decide what is measured, without the seed."""
-    recipes = {fit: what_is_fitted(getattr(experiment, fit)) for fit in ("train", "finetune")}
+    recipes = {fit: result_fields(getattr(experiment, fit)) for fit in ("train", "finetune")}
     start = without_seed(experiment.start or "")
     return vars(experiment) | recipes | dict(seed=0, start=start, sweep=(), baseline=True)
 
