@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from urank.reproduction import paper, profiles
-from urank.reproduction.figures.groups import base_records, family_of, place
+from urank.reproduction.figures.groups import family_of, place, without_variants
 from urank.reproduction.figures.style import COLORS, STYLE, closed
 from urank.reproduction.record import Record
 
@@ -39,16 +39,18 @@ ELSEWHERE = {
 
 
 def table3_networks() -> pd.DataFrame:
-    """Return one row per network of Table 3, from the committed records.
+    """Return one row per network of Table 3, from the committed records; of several seeds the mean.
 
     Returns:
         `model`, `network`, `dataset`; MLU in percent, measured (`mlu`) and printed (`paper_mlu`); changes of accuracy
         in points relative to the original network: `compact` and `full_rank` after the same fine-tuning (nan where the
         full-rank network was not fine-tuned), and the paper's `paper_compact`.
     """
-    measured = {place(record): measured_row(record) for record in base_records(profiles.recorded())}
+    records = without_variants(profiles.recorded())
+    rows = pd.DataFrame(map(measured_row, records), index=pd.MultiIndex.from_tuples(map(place, records)))
+    measured = rows.groupby(level=[0, 1]).mean()
     printed = paper.table3().rename(columns={"mlu": "paper_mlu", "delta": "paper_compact"})
-    ours = pd.DataFrame([measured[key] for key in zip(printed["dataset"], printed["network"])])
+    ours = measured.loc[list(zip(printed["dataset"], printed["network"]))].reset_index(drop=True)
     return printed[["model", "network", "dataset", "paper_mlu", "paper_compact"]].join(ours)
 
 
