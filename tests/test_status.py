@@ -117,7 +117,7 @@ def measured_as(printed, ours):
         dict(item=f"Table 3: {number}", quantity="MLU %", paper=paper, ours=value, difference=value - paper, runs=1)
         for number, (paper, value) in enumerate(zip(printed, ours))
     ]
-    return pd.DataFrame(rows, columns=status.COLUMNS).assign(page="table3_cifar", spread=float("nan"))
+    return pd.DataFrame(rows, columns=status.COLUMNS).assign(spread=float("nan"), dataset="cifar10")
 
 
 def test_predictors_compare_with_constants():
@@ -126,6 +126,15 @@ def test_predictors_compare_with_constants():
     assert frame.loc["MLU %", "correlation"] == pytest.approx(1)
     assert frame.loc["MLU %", "error of the paper's mean"] == pytest.approx(40 / 3)
     assert frame.loc["MLU %", "error of our mean"] == pytest.approx((22 + 2 + 18) / 3)
+
+
+def test_constants_are_those_of_a_data_set():
+    """Two data sets that differ; within each, ours are in the opposite order."""
+    frame = measured_as([10, 20, 80, 90], [20, 10, 90, 80]).assign(dataset=["cifar10"] * 2 + ["cifar100"] * 2)
+    found = status.predictors(frame).loc["MLU %"]
+    assert found["correlation"] > 0.9 and found["within a data set"] == pytest.approx(-1)
+    assert (found["mean error"], found["error of the paper's mean"]) == (10, 5)
+    assert status.informative(frame) == []
 
 
 @pytest.mark.parametrize("ours, expected", [([35, 50, 71], ["MLU %"]), ([70, 50, 30], []), ([80, 100, 120], [])])

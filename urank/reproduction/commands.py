@@ -116,7 +116,7 @@ def parse_seeds(text: str | None) -> list[int]:
 def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
     """Compare the committed records with the paper, and list which stages of a profile are done."""
     loaded, compared = load_profile(profile), paper_status.table()
-    measured = paper_status.measured(compared).drop(columns=["needs", "page"])
+    measured = paper_status.measured(compared).drop(columns=["needs", "page", "dataset"])
     typer.echo(measured.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
     typer.echo(paper_status.predictors(compared).to_string(float_format="{:.2f}".format))
     typer.echo(paper_status.summary(compared) + "\n")

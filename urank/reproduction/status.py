@@ -1,7 +1,7 @@
 """How far the reproduction is: one row per number of the paper's tables and figures, from the committed records.
 
 `predictors` compares the differences with those of a constant: a measurement is informative if it is closer to the
-paper's numbers than one number for every row is. A row that is not measured says what it needs.
+paper's numbers than one number for all networks on a data set is. A row that is not measured says what it needs.
 """
 
 from statistics import mean, stdev
@@ -39,7 +39,7 @@ BELOW, ABOVE = "0, 114, 178", "213, 94, 0"  # blue and orange: safe for colour-b
 NULL = "error of the paper's mean"
 CHANGES = ["change", "full rank, change", "fine-tuned − full rank"]
 COLUMNS = ["item", "quantity", "paper", "ours", "difference", "spread", "runs", "date", "page"]
-COLUMNS += ["device", "needs"]
+COLUMNS += ["device", "needs", "dataset"]
 # The words that name a row, beside the number of its table.
 LABELS = {1: ["model"], 3: ["model", "dataset"], 4: ["model"], 5: ["model", "tolerance"]}
 PEAK = (4, 6)  # the layers around which the rank of the paper's VGGs peaks (Figure 2, left)
@@ -116,6 +116,7 @@ def measured_quantity(
         date=max(record.date for record in seeds),
         page=PAGES[where],
         needs="",
+        dataset=seeds[0].experiment.dataset,
     )
 
 
@@ -169,23 +170,26 @@ def predictors(frame: pd.DataFrame) -> pd.DataFrame:
     """Return, by quantity, how far the measured numbers are from the paper's, and how far two constants are.
 
     Returns:
-        `bias`: mean of ours - paper; `correlation` over the rows; `mean error`: mean of |ours - paper|; `error of our
-        mean` and `error of the paper's mean`: the same with one number, the mean of that column, for every row. Only
-        quantities with several rows.
+        `bias`: mean of ours - paper; `correlation` over the rows, and after the mean of each data set is subtracted;
+        `mean error`: mean of |ours - paper|; `error of our mean` and `error of the paper's mean`: the same with one
+        number for all networks on a data set, the mean of that column. Only the quantities of tables.
     """
     groups = measured(frame).groupby("quantity", sort=False)
-    rows = {name: predictor_row(of["paper"].astype(float), of["ours"]) for name, of in groups if name in QUANTITIES}
+    rows = {name: predictor_row(of) for name, of in groups if name in QUANTITIES}
     return pd.DataFrame(rows).T.astype({"rows": int}).rename_axis("quantity") if rows else pd.DataFrame()
 
 
-def predictor_row(paper_s: pd.Series, ours: pd.Series) -> dict[str, float]:
+def predictor_row(rows: pd.DataFrame) -> dict[str, float]:
+    both = rows[["ours", "paper"]].astype(float)
+    means = both.groupby(rows["dataset"]).transform("mean")
+    inside = both - means
+    errors = [(value - both["paper"]).abs().mean() for value in (both["ours"], means["ours"], means["paper"])]
     return {
-        "rows": len(ours),
-        "bias": (ours - paper_s).mean(),
-        "correlation": ours.corr(paper_s),
-        "mean error": (ours - paper_s).abs().mean(),
-        "error of our mean": (ours.mean() - paper_s).abs().mean(),
-        "error of the paper's mean": (paper_s.mean() - paper_s).abs().mean(),
+        "rows": len(both),
+        "bias": (both["ours"] - both["paper"]).mean(),
+        "correlation": both["ours"].corr(both["paper"]),
+        "within a data set": inside["ours"].corr(inside["paper"]),
+        **dict(zip(("mean error", "error of our mean", NULL), errors)),
     }
 
 
@@ -221,7 +225,7 @@ def against_full_rank(records: list[Record] | None = None) -> pd.DataFrame:
 def heat_map(frame: pd.DataFrame) -> Styler:
     """Return ours - paper as a page shows it: rows by quantities, blue below the paper and orange above it.
 
-    The colour is full at twice the error of the paper's mean (see `predictors`), where a measurement says nothing.
+    The colour is full at twice the error of the paper's mean (see `predictors`).
     """
     shown = measured(frame)
     shown = shown[shown["quantity"].isin(QUANTITIES)]
@@ -252,7 +256,7 @@ def style(frame: pd.DataFrame) -> Styler:
     """Return the measured rows of `table` as a page shows them."""
     shown = measured(frame)
     shown = shown.assign(item=[f'<a href="{page}.html">{item}</a>' for item, page in zip(shown["item"], shown["page"])])
-    shown = shown.drop(columns=["page", "needs"]).set_index(["item", "quantity"])
+    shown = shown.drop(columns=["page", "needs", "dataset"]).set_index(["item", "quantity"])
     formats = {"paper": as_printed, "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.3g}"}
     return styled(shown, "status", formats).set_properties(subset=["device"], **WRAPPED | {"min-width": "12em"})
 
