@@ -1,7 +1,7 @@
-"""The search and the Gram matrix as one would write them first: what the fast ones are measured against.
+"""A direct implementation of the search and of the Gram matrix, as the baseline of the speed comparison.
 
-Nothing is left out on purpose: float32, the same batches and memory format, one eigendecomposition a side. But every
-probe runs the whole network on all images, and a convolution's patches are written out.
+It is a fair baseline: float32, the same batches and memory format, one eigendecomposition per side. But every probe
+runs the whole network on all images, and the patches of a convolution are written out.
 """
 
 import copy
@@ -16,7 +16,7 @@ from urank.subspaces import layer_spectra, project_weight, utilized_rank
 
 
 def search(model: nn.Module, grams: dict[str, Tensor], batches: list, tolerance: float) -> RankPlan:
-    """The plan of `search_ranks` in joint mode, with the number correct of every probe."""
+    """Return the plan of `search_ranks` in joint mode, with the number of correct images of every probe."""
     network = copy.deepcopy(model)
     layers, probes, entries = matrix_layers(network), [], []
     total = sum(len(labels) for _, labels in batches)
@@ -48,7 +48,7 @@ def count(network: nn.Module, batches: list) -> int:
 
 
 def gram(conv: nn.Conv2d, images: Tensor) -> Tensor:
-    """X^T X of a convolution's patches, written out by `unfold`."""
+    """Return X^T X of a convolution's patches, written out by `unfold`."""
     X = F.unfold(images, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(1, 2).flatten(0, 1)
     X = X.to(torch.float64)
     return X.T @ X

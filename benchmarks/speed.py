@@ -1,10 +1,10 @@
-"""Both sides in one process, one after the other: the naive way against this package's, as ratios.
+"""Compare a naive implementation with this package, one after the other in one process, as ratios.
 
     python -m benchmarks.speed                    # all parts at their default sizes
     python -m benchmarks.speed --only grams --images 200
 
-Seconds are those of the clock and of the processor; a machine that does other things as well disturbs the second less.
-Where both sides compute the same thing, a row says whether they agree.
+Wall time and CPU time are measured; other load on the machine affects CPU time less. A row says whether both sides give
+the same result.
 """
 
 import gc
@@ -39,20 +39,20 @@ from urank.reproduction.provenance import describe
 from urank.throughput import images_per_second
 
 OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "speed.json"
-# network -> width, validation images, epochs of training (of a transformer a quarter): enough that a pass over the
-# images takes most of the time and that nearly all of them are right
+# network -> width, validation images, epochs of training (a quarter of them for a transformer): enough images that
+# validation takes most of the time, and enough epochs that nearly all images are correct
 SEARCHES = {"vgg11": (0.25, 10_000, 6), "resnet18": (1.0, 1000, 6), "deit": (0.34, 300, 8)}
 SEARCH_TOLERANCE = 0.1  # the paper's
-TOLERANCE = 0.5  # of the other parts, which have few images
+TOLERANCE = 0.5  # for the other parts, which use few images
 TRAINED = ("vgg11", "vgg13", "vgg16", "vgg19", "resnet18", "resnet50", "resnet101")
 GPU_TRAINED = ("vgg16", "vgg11", "resnet18", "resnet101")
 
 
 @dataclass
 class Measured:
-    """What a call returned and took: seconds of the clock and of the processor, and the most memory it added.
+    """The result of a call, its wall time and CPU time in seconds, and the bytes of memory it added at its peak.
 
-    The memory is the GPU's where one is used, else the process's.
+    The memory is that of the GPU if one is used, else that of the process.
     """
 
     result: Any
@@ -62,6 +62,7 @@ class Measured:
 
 
 def measured(call: Callable[[], Any], gpu: bool = False) -> Measured:
+    """Run `call` and measure it."""
     before = reset_peak(gpu)
     clock, processor = timer(), time.process_time()
     result = call()
@@ -69,9 +70,9 @@ def measured(call: Callable[[], Any], gpu: bool = False) -> Measured:
 
 
 def reset_peak(gpu: bool) -> int:
-    """Forget the peak of resident memory, where the system can (Linux), and return what is resident now.
+    """Reset the peak of resident memory (on Linux) and return the bytes that are resident now.
 
-    What was freed before is given back first: memory that is used again would not count.
+    Freed memory is returned to the system first, because memory that is reused would not count.
     """
     gc.collect()
     if gpu:
@@ -84,7 +85,7 @@ def reset_peak(gpu: bool) -> int:
 
 
 def peak(gpu: bool) -> int:
-    """The peak of memory in bytes, a GPU's or resident; 0 where the system does not tell."""
+    """Return the peak of GPU or resident memory in bytes; 0 if the system does not report it."""
     if gpu:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -93,12 +94,13 @@ def peak(gpu: bool) -> int:
 
 
 def summed(calls: Sequence[Measured]) -> Measured:
-    """What calls took one after the other."""
+    """Return the total time and the largest memory of several calls."""
     seconds, processor = sum(call.seconds for call in calls), sum(call.processor for call in calls)
     return Measured(None, seconds, processor, max(call.peak for call in calls))
 
 
 def row(part: str, what: str, naive_side: Measured, ours: Measured, same: bool, **more: Any) -> dict:
+    """Return one comparison as a row of the results."""
     return dict(
         part=part,
         what=what,
@@ -113,9 +115,9 @@ def row(part: str, what: str, naive_side: Measured, ours: Measured, same: bool, 
     )
 
 
-@cache  # a search leaves its network as it is
+@cache  # a search does not change its network
 def trained(network: str, width: float, epochs: int = 2) -> tuple[nn.Module, datasets.Dataset]:
-    """`network`, trained for a moment on the embedded digits, plain ones for a transformer."""
+    """Train `network` briefly on the embedded digits, plain ones for a transformer."""
     transformer = network in ("vit", "deit", "swin")
     digits = datasets.load("digits10", train=3000 if transformer else 6000, test=10_000, plain=transformer)
     torch.manual_seed(0)
@@ -129,7 +131,7 @@ def trained(network: str, width: float, epochs: int = 2) -> tuple[nn.Module, dat
 
 
 def search_part(network: str, images: int | None) -> list[dict]:
-    """The naive search against `search_ranks`: the same probes, decisions and ranks."""
+    """Compare the naive search with `search_ranks`: time, and whether probes, decisions and ranks are equal."""
     width, default, epochs = SEARCHES[network]
     model, digits = trained(network, width, epochs)
     grams = urank.accumulate_grams(model, digits.batches(digits.train.take(2000)))
@@ -149,13 +151,13 @@ def search_part(network: str, images: int | None) -> list[dict]:
 
 
 def same_plan(one: urank.RankPlan, other: urank.RankPlan) -> bool:
-    """The same probes decided in the same way, and the same ranks and numbers correct."""
+    """Return whether two plans have the same probes, decisions, ranks and numbers of correct images."""
     asked = [[(p.layer, p.side, p.k, p.passed) for p in plan.probes] for plan in (one, other)]
     return asked[0] == asked[1] and one.layers == other.layers
 
 
 def grams_part(images: int | None, width: float = 1.0) -> list[dict]:
-    """`unfold` and a float64 product a batch against `patch_products`, on what VGG11's convolutions are called on."""
+    """Compare `unfold` and one float64 product per batch with `patch_products`, on the inputs of VGG11's layers."""
     model = urank.create("vgg11", width=width).eval()
     rows, took = [], []
     for name, (conv, inputs) in inputs_of(model, torch.randn(images or 2048, 3, 32, 32)).items():
@@ -176,7 +178,7 @@ def shared_gram(conv: nn.Conv2d, batches: Sequence[Tensor]) -> Tensor:
 
 
 def inputs_of(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, Tensor]]:
-    """Every convolution with what it is called on."""
+    """Return every convolution with its input."""
     seen: dict[str, tuple[nn.Conv2d, Tensor]] = {}
     convolutions = {name: layer for name, layer in matrix_layers(model).items() if isinstance(layer, nn.Conv2d)}
     handles = [
@@ -191,7 +193,7 @@ def inputs_of(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, Te
 
 
 def scaling_part(images: int | None) -> list[dict]:
-    """Seconds and memory of the exact search against images, width and depth, one of them changed at a time."""
+    """Measure the exact search while the number of images, the width or the depth changes."""
     rows = []
     for network, width, count in scaling_sizes(images or 500):
         model, digits = trained(network, width, epochs=3)
@@ -216,15 +218,15 @@ def scaling_sizes(images: int) -> list[tuple[str, float, int]]:
 
 def gpu_training_part(images: int | None) -> Iterator[dict]:
     if not torch.cuda.is_available():
-        typer.echo("gpu-training is left out: there is no GPU", err=True)
+        typer.echo("skipping gpu-training: there is no GPU", err=True)
         return
     yield from training_part(images or 20_000, GPU_TRAINED, "cuda")
 
 
 def training_part(images: int | None, networks: Sequence[str] = TRAINED, device: str = "cpu") -> Iterator[dict]:
-    """Images a second that `fit` trains with, by the recipes of the `cifar` profile, in float32 and in bfloat16.
+    """Measure the training throughput of `fit` in images/s with the recipes of the `cifar` profile.
 
-    On a GPU also captured. The images are digits: what is on them takes no time.
+    In float32, in bfloat16 and, on a GPU, as a CUDA graph. The images are digits; their content does not matter.
     """
     digits = datasets.load("digits10", train=images or 1280, test=100)
     cifar = profiles.load_profile("cifar")
@@ -250,7 +252,7 @@ def training_row(network: str, digits: datasets.Dataset, recipe: urank.Recipe, d
 
 
 def pace(network: str, digits: datasets.Dataset, recipe: urank.Recipe, device: torch.device) -> float:
-    """Training images a second of the median epoch, the first left out, in which the device and its caches warm up."""
+    """Return images/s of the median epoch, without the first one, in which the device warms up."""
     torch.manual_seed(0)
     history = urank.fit(urank.create(network, 10), digits, recipe, device=device, progress=False)
     seen = len(digits.train) // recipe.batch_size * recipe.batch_size
@@ -258,24 +260,26 @@ def pace(network: str, digits: datasets.Dataset, recipe: urank.Recipe, device: t
 
 
 def vit_part(images: int | None) -> list[dict]:
-    """The full search of a ViT-B/16 at 224 pixels, on a GPU; a processor would take weeks."""
+    """Measure the full search of a ViT-B/16 at 224 pixels on a GPU; a CPU would take weeks."""
     if not torch.cuda.is_available():
-        typer.echo("vit is left out: there is no GPU", err=True)
+        typer.echo("skipping vit: there is no GPU", err=True)
         return []
     model = urank.explicit_attention(urank.create("torchvision/vit_b_16", classes=1000))
-    nn.init.trunc_normal_(model.heads.head.weight, std=0.02)  # torchvision's is zero: all images would be of one class
+    nn.init.trunc_normal_(
+        model.heads.head.weight, std=0.02
+    )  # torchvision initializes it with zeros, which predicts one class
     return [whole_search("ViT-B/16, 224 pixels", model.cuda(), (3, 224, 224), images or 10000)]
 
 
 def whole_search(what: str, model: nn.Module, shape: tuple[int, ...], images: int) -> dict:
-    """What a search of `model` takes, and would take with ImageNet's 50,000 validation images.
+    """Measure a search of `model`, and extrapolate to ImageNet's 50,000 validation images.
 
-    Random weights and images, and agreement in place of labels: time depends on them only through the share of probes
-    that fail. Images per second and TFLOP/s are those of the naive search that gets there in the same time; the
-    device's own TFLOP/s are those of a large product in bfloat16.
+    Weights and images are random and agreement replaces labels, because time depends on them only through the share of
+    probes that fail. Images/s and TFLOP/s are what a naive search would need for the same time. The TFLOP/s of the
+    device are those of one large product in bfloat16.
     """
     device = next(model.parameters()).device
-    own = product_tflops(device)  # first, which also wakes the device
+    own = product_tflops(device)  # first, as a warm-up
     pictures = [torch.randn(len(part), *shape, device=device) for part in torch.arange(images).split(250)]
     gpu = device.type == "cuda"
     grams = measured(lambda: urank.accumulate_grams(model, pictures[:4]), gpu)
@@ -294,7 +298,7 @@ def whole_search(what: str, model: nn.Module, shape: tuple[int, ...], images: in
         grams_seconds=round(grams.seconds, 1),
         images_per_second=round(rate),
         tflops=float(f"{2e-12 * urank.count_cost(model, shape).macs * rate:.3g}"),
-        device_tflops=float(f"{own:.3g}"),  # of a slow processor far below 0.01
+        device_tflops=float(f"{own:.3g}"),  # far below 0.01 on a slow CPU
         peak_mib=search.peak >> 20,
         device=describe(device),
         hours_for_50000=round(search.seconds / 3600 * 50000 / images, 2),
@@ -303,7 +307,7 @@ def whole_search(what: str, model: nn.Module, shape: tuple[int, ...], images: in
 
 
 def product_tflops(device: torch.device) -> float:
-    """What `device` reaches on the product of two large square matrices in bfloat16, in TFLOP/s."""
+    """Return the TFLOP/s of `device` for a product of two large square matrices in bfloat16."""
     side = 8192 if device.type == "cuda" else 512
     a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
     took = Timer("a @ b", globals=dict(a=a, b=b), num_threads=torch.get_num_threads()).blocked_autorange().median
@@ -311,21 +315,21 @@ def product_tflops(device: torch.device) -> float:
 
 
 def memory_part(images: int | None, networks: Sequence[str] = ("vgg19", "resnet18", "resnet101")) -> Iterator[dict]:
-    """Evaluation and training on the processor while freed memory goes back to the system, and then while it is kept.
+    """Compare evaluation and training on the CPU while freed memory is returned to the system or kept.
 
-    Each row in a process of its own: a C library that was told to keep it does not become again what it was.
+    Each row needs its own process, because the setting of the C library cannot be undone.
     """
     for name, work in product(networks, (evaluation_work, training_work)):
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
             row = fresh.submit(memory_row, name, work, images or 1280).result()
         if row is None:
-            typer.echo("memory is left out: only glibc can be told to keep what is freed", err=True)
+            typer.echo("skipping memory: only glibc can keep freed memory", err=True)
             return
         yield row
 
 
 def memory_row(name: str, work: Callable, images: int) -> dict | None:
-    """Images a second in both ways, medians of three; None where freed memory cannot be kept."""
+    """Return images/s for both settings, medians of three; None if freed memory cannot be kept."""
     what, rate = work(name, images)
     given_back = median(rate() for _ in range(3))
     if not urank.keep_freed_memory():
@@ -336,7 +340,7 @@ def memory_row(name: str, work: Callable, images: int) -> dict | None:
 
 
 def evaluation_work(name: str, images: int) -> tuple[str, Callable[[], float]]:
-    """What is done, and a function that does it and returns images a second."""
+    """Return a description of the work, and a function that does it and returns images/s."""
     model = urank.create(name).to(memory_format=torch.channels_last)
     batch = torch.randn(min(images, 256), 3, 32, 32).contiguous(memory_format=torch.channels_last)
     what = f"{name}, evaluation, {len(batch)} images in float32"
@@ -351,14 +355,14 @@ def training_work(name: str, images: int) -> tuple[str, Callable[[], float]]:
 
 
 def delve_part(images: int | None) -> list[dict]:
-    """delve's layer saturation against Gram matrices of the inputs, on the same network and images.
+    """Compare delve's layer saturation with Gram matrices of the inputs, on the same network and images.
 
-    delve sums the covariance of each layer's outputs, m x m. Ours are d x d, and the outputs' follow from them.
+    delve sums the covariance of each layer's outputs (m x m). Our matrices are d x d, and the outputs' follow from them.
     """
     try:
         from delve import SaturationTracker
     except ImportError as error:
-        typer.echo(f"delve is left out: {error}", err=True)
+        typer.echo(f"skipping delve: {error}", err=True)
         return []
     model = urank.create("vgg11").eval()
     batches = list(torch.randn(images or 512, 3, 32, 32).split(64))
@@ -392,13 +396,13 @@ PARTS = {
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; may be repeated.")] = None,
-    images: Annotated[int | None, typer.Option(help="How many images, in place of each part's default.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the rows are written as JSON, part by part.")] = OUT,
+    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}. Repeatable.")] = None,
+    images: Annotated[int | None, typer.Option(help="Number of images; each part has a default.")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file of the results.")] = OUT,
 ) -> None:
-    """Measure, print a table of ratios, write it row by row with the hardware it was measured on.
+    """Measure, print a table of ratios, and write each row with the hardware it was measured on.
 
-    What an earlier run wrote of other parts stays, and of those that cannot be run here.
+    Rows of parts that are not run stay in the file.
     """
     unknown = set(only or ()) - set(PARTS)
     if unknown:

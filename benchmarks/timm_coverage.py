@@ -1,10 +1,10 @@
-"""How much of every architecture of timm is measured, and why the rest is not.
+"""List for every architecture of timm which share of its parameters can be measured, and why the rest cannot.
 
     python -m benchmarks.timm_coverage coverage.csv              # all of them, a few minutes
     python -m benchmarks.timm_coverage coverage.csv "vit_*" --forward
 
-Networks are built on the meta device: shapes without numbers. Each gets one row of the CSV, written when it is done; a
-second call with the same file goes on where the first stopped. An architecture that fails has the message in its row.
+Networks are built on the meta device, without numbers. Each one is a row of the CSV, which is written at once; a second
+call with the same file resumes. If an architecture fails, its row contains the error message.
 """
 
 import urank  # noqa: F401, I001  must precede the first import of timm
@@ -38,22 +38,22 @@ COLUMNS = [
 
 
 def examine(name: str, forward: bool) -> dict:
-    """The row of one architecture; what fails leaves its columns empty and its message in `error`."""
+    """Return the row of one architecture; if it fails, only its name, family and `error`."""
     row = dict(name=name, family=timm.models.model_entrypoint(name).__module__.rpartition(".")[2])
     try:
         with torch.device("meta"):
             model = explicit_attention(timm.create_model(name))
         size = model.pretrained_cfg["input_size"]
         row |= describe(model, torch.zeros(1, *size, device="meta") if forward else None)
-    except Exception as error:  # whatever an architecture does, the walk is to report it and go on
+    except Exception as error:  # the row reports it, whatever it is
         row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return row
 
 
 def describe(model: nn.Module, images: Tensor | None) -> dict:
-    """The columns that the `coverage` of a network decides."""
+    """Return the columns that follow from the `coverage` of a network."""
     frame = coverage(model, images)
-    reasons = frame["reason"].str.replace(r" \(.*?\)", "", regex=True)  # less what differs from layer to layer
+    reasons = frame["reason"].str.replace(r" \(.*?\)", "", regex=True)  # without details of single layers
     skipped = frame["share"].groupby(reasons[~frame["measured"]]).sum().sort_values(ascending=False)
     skipped["norms and lone biases"] = 1 - frame["share"].sum()
     return dict(
@@ -65,7 +65,7 @@ def describe(model: nn.Module, images: Tensor | None) -> dict:
 
 
 def walk(names: Iterable[str], path: Path, forward: bool) -> Iterator[dict]:
-    """Examine `names` and append each row to `path` at once."""
+    """Examine the architectures and append each row to `path` at once."""
     begun = path.exists()
     with path.open("a", newline="", buffering=1) as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -78,13 +78,13 @@ def walk(names: Iterable[str], path: Path, forward: bool) -> Iterator[dict]:
 
 
 def main(
-    path: Annotated[Path, typer.Argument(help="The CSV to write, or to go on with.")],
-    patterns: Annotated[list[str] | None, typer.Argument(help="Names, with wildcards; default is all of timm.")] = None,
+    path: Annotated[Path, typer.Argument(help="The CSV to write or to complete.")],
+    patterns: Annotated[list[str] | None, typer.Argument(help="Names, with wildcards; default: all of timm.")] = None,
     forward: Annotated[
-        bool, typer.Option(help="Also run a forward pass of shapes, to see what it multiplies by.")
+        bool, typer.Option(help="Also run a forward pass on the meta device to find unused layers.")
     ] = False,
 ) -> None:
-    """Build every architecture of timm without numbers and write what of it is measured."""
+    """Build architectures of timm on the meta device and write which share of each can be measured."""
     done = set(pd.read_csv(path)["name"]) if path.exists() else set()
     names = [name for name in timm.list_models(patterns or "") if name not in done]
     for row in (bar := tqdm(walk(names, path, forward), total=len(names), unit="network", file=sys.stderr)):

@@ -1,4 +1,4 @@
-"""What the last committed benchmark measured (`make bench`), as tables and a figure."""
+"""Tables and a figure of the committed benchmark results (`make bench`)."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ BENCHMARK = BENCHMARKS / "speed.json"
 RATIOS = {
     "what": "what",
     "ratio": "times faster",
-    "processor_ratio": "times less processor time",
+    "processor_ratio": "times less CPU time",
     "same": "same result",
     "naive_seconds": "naive, s",
     "seconds": "this package, s",
@@ -70,12 +70,12 @@ WHOLE = {
 
 
 def benchmark(path: Path = BENCHMARK) -> pd.DataFrame:
-    """The rows of a benchmark that `benchmarks/speed.py` wrote."""
+    """Return the rows that `benchmarks/speed.py` wrote."""
     return pd.DataFrame(read_json(path)["rows"])
 
 
 def machines(rows: pd.DataFrame) -> str:
-    """On which devices, and with which torch, the rows were measured; with the parts where they differ."""
+    """Return a sentence that names the devices and torch versions of the rows, with the parts if there are several."""
     groups = rows.groupby(["device", "torch"], sort=False)["only"].unique()
     where = [f"{device}, torch {torch}" for device, torch in groups.index]
     if len(where) > 1:
@@ -84,9 +84,10 @@ def machines(rows: pd.DataFrame) -> str:
 
 
 def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> Styler:
-    """One part of the benchmark, a row a comparison; `columns` from the rows' names to those on the page.
+    """Return one part of the benchmark as a table, one row per comparison.
 
-    A part that was not run has no rows, a column that no row has is left out.
+    Args:
+        columns: heading on the page for each column of `rows`; columns without a value are left out.
     """
     chosen = rows[rows["part"] == part].reindex(columns=list(columns)).rename(columns=columns)
     chosen = chosen.dropna(axis=1, how="all") if len(chosen) else chosen
@@ -98,12 +99,12 @@ def table(rows: pd.DataFrame, part: str, columns: dict[str, str] = RATIOS) -> St
 
 
 def exponent(x: pd.Series, y: pd.Series) -> float:
-    """The slope of log y against log x: y grows as x to this power."""
+    """Return the slope of log y over log x: y grows as x to this power."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The scaling rows in which only the number of images, the width or the depth differs, by which."""
+    """Return the scaling rows in three groups, in which only the number of images, the width or the depth differs."""
     scaling = rows[rows["part"] == "scaling"]
     base = scaling.iloc[0]
     same = {name: scaling[name] == base[name] for name in ("network", "width", "images")}
@@ -115,12 +116,12 @@ def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def scaling(rows: pd.DataFrame) -> Figure:
-    """Processor seconds and memory of the exact search against images, width and layers, with the fitted powers.
+    """Draw CPU seconds and memory of the exact search over images, width and layers, with the fitted powers.
 
-    Memory is left out where the system did not tell it.
+    Memory is left out if the system does not report it.
     """
     told = (rows.loc[rows["part"] == "scaling", "peak_mib"] > 0).all()
-    measures = {"processor": "processor seconds"} | ({"peak_mib": "memory added, MiB"} if told else {})
+    measures = {"processor": "CPU seconds"} | ({"peak_mib": "memory added, MiB"} if told else {})
     size = (9, 2.8 * len(measures))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(measures), 3, figsize=size, squeeze=False, sharey="row", layout="constrained")
