@@ -357,7 +357,7 @@ def training_work(name: str, images: int) -> tuple[str, Callable[[], float]]:
 def delve_part(images: int | None) -> list[dict]:
     """Compare delve's layer saturation with Gram matrices of the inputs, on the same network and images.
 
-    delve sums the covariance of each layer's outputs (m x m). Our matrices are d x d, and the outputs' follow from them.
+    delve sums the covariance of the outputs (m x m). Our matrices are d x d, and those of the outputs follow from them.
     """
     try:
         from delve import SaturationTracker
