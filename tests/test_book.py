@@ -40,6 +40,11 @@ class TestSources:
         [parameters] = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
         assert re.search(r'^profile = "quick"', parameters.source, re.MULTILINE)
 
+    def test_lose_no_line_of_prose(self, path):
+        """In MyST, a line that starts with % is a comment."""
+        prose = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+        assert not re.search(r"^\s*%", "\n".join(prose), re.MULTILINE)
+
     def test_are_in_the_table_of_contents(self, path):
         assert f"notebooks/{path.stem}" in PAGES
 
