@@ -207,10 +207,11 @@ class Measurement:
 def change(before: float, after: float, unit: str) -> str:
     """Format two numbers and their ratio.
 
-    >>> change(200.0, 50.0, " M")
-    '200 M -> 50 M (x 0.25)'
+    >>> change(2.5, 0.5, " M"), change(17490.0, 8745.0, "")
+    ('2.5 M -> 0.5 M (x 0.20)', '17,490 -> 8,745 (x 0.50)')
     """
-    return f"{before:,.4g}{unit} -> {after:,.4g}{unit} (x {after / before:.2f})"
+    shown = [f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in (before, after)]
+    return f"{shown[0]}{unit} -> {shown[1]}{unit} (x {after / before:.2f})"
 
 
 def few_images_note(tolerance: float, total: int) -> str:
