@@ -215,11 +215,9 @@ class Images:
 def outlook(model: str, network: nn.Module, data: Images, patterns: Sequence[str], tolerance: float) -> str:
     """Return what will be measured, with how many images and probes, and about how long it will take."""
     calibration, validation = data.parts
-    [(image, _)] = Dataset("one", data.classes, validation, validation, data.view["mean"], data.view["std"]).batches(
-        validation.take(1)
-    )
-    image = image.to(next(network.parameters()).device)
-    check_input(network, image)
+    [(image, _)] = data.batches(validation.take(1))
+    with torch.no_grad():
+        predict(network, image)  # raises an error if the network changes its input in place
     separate = measurable(network, image)
     names = choose_layers(separate, image, patterns)
     frame = coverage(separate, image)
@@ -237,12 +235,6 @@ def outlook(model: str, network: nn.Module, data: Images, patterns: Sequence[str
         f"{image.device}",
     ]
     return "\n".join([*lines, *filter(None, [few_images_note(tolerance, len(validation))])])
-
-
-def check_input(network: nn.Module, image: Tensor) -> None:
-    """Raise an error if the network changes its input in place."""
-    with torch.no_grad():
-        predict(network, image)
 
 
 def claim(folder: Path, settings: dict) -> None:

@@ -77,8 +77,8 @@ def measure(
     check_protocol(tolerance, mode)
     device = next(model.parameters()).device
     calibration = Moved(calibration, device)
-    network = measurable(model, calibration.first())
-    chosen = choose_layers(network, calibration.first(), layers)
+    network = measurable(model, calibration.first)
+    chosen = choose_layers(network, calibration.first, layers)
     grams = accumulate_grams(network, calibration, chosen, progress)
     counted = as_validation(network, validation)
     plan = search_ranks(network, grams, counted, tolerance, mode, evaluation, memory, progress, checkpoint, deadline)
@@ -260,9 +260,7 @@ def as_validation(network: nn.Module, batches: Validation | Iterable) -> Validat
     if isinstance(batches, Validation):
         return batches
     moved = Moved(batches, next(network.parameters()).device)
-    if isinstance(next(iter(moved)), Tensor):
-        return Validation.agreement(network, moved)
-    return Validation(moved)
+    return Validation(moved) if moved.labelled else Validation.agreement(network, moved)
 
 
 class Moved:
@@ -272,6 +270,10 @@ class Moved:
         batches: batches of images, or of (images, labels).
         device: where they are moved to.
 
+    Attributes:
+        first: one image of the first batch, (1, c, h, w), on the device.
+        labelled: whether a batch is a pair (images, labels).
+
     Raises:
         ValueError: there is no batch.
     """
@@ -279,8 +281,10 @@ class Moved:
     def __init__(self, batches: Iterable, device: torch.device):
         self.batches = list(batches) if isinstance(batches, Iterator) else batches
         self.device = device
-        if next(iter(self.batches), None) is None:
+        batch = next(iter(self.batches), None)
+        if batch is None:
             raise ValueError("there is no batch of images")
+        self.first, self.labelled = images_of(batch)[:1].to(device), not isinstance(batch, Tensor)
 
     def __iter__(self) -> Iterator:
         for batch in self.batches:
@@ -292,7 +296,3 @@ class Moved:
     def __getattr__(self, name: str) -> Any:
         """Give access to the attributes of a data set's batches, which `Validation` uses for large ones."""
         return getattr(self.__dict__["batches"], name)
-
-    def first(self) -> Tensor:
-        """Return one image of the first batch, (1, c, h, w)."""
-        return images_of(next(iter(self)))[:1]

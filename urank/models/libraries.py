@@ -96,18 +96,29 @@ def preprocessing(name: str, weights: str) -> dict:
     if library not in BUILDERS:
         raise ValueError(f"{name}: there are no published weights")
     if library == "torchvision":
-        preset = torchvision_weights(network, weights).transforms()
-        [size], [resize], interpolation = preset.crop_size, preset.resize_size, preset.interpolation.value
-        mean, std = preset.mean, preset.std
-    else:
-        config = timm.data.resolve_data_config(pretrained_cfg=timm_weights(f"{network}.{weights}").to_dict())
-        if config["crop_mode"] != "center":
-            raise ValueError(
-                f"{name}: weights {weights} expect crop mode {config['crop_mode']!r}; only 'center' is supported"
-            )
-        size, interpolation = config["input_size"][-1], config["interpolation"]
-        resize, mean, std = math.floor(size / config["crop_pct"]), config["mean"], config["std"]
-    return dict(size=size, resize=resize, interpolation=interpolation, mean=tuple(mean), std=tuple(std))
+        return torchvision_preprocessing(torchvision_weights(network, weights))
+    config = timm.data.resolve_data_config(pretrained_cfg=timm_weights(f"{network}.{weights}").to_dict())
+    if config["crop_mode"] != "center":
+        raise ValueError(
+            f"{name}: weights {weights} expect crop mode {config['crop_mode']!r}; only 'center' is supported"
+        )
+    return timm_preprocessing(config)
+
+
+def torchvision_preprocessing(weights: torchvision.models.WeightsEnum) -> dict:
+    """Return the preprocessing of torchvision's weights in the form of `preprocessing`."""
+    preset = weights.transforms()
+    [size], [resize] = preset.crop_size, preset.resize_size
+    statistics = dict(mean=tuple(preset.mean), std=tuple(preset.std))
+    return dict(size=size, resize=resize, interpolation=preset.interpolation.value) | statistics
+
+
+def timm_preprocessing(config: dict) -> dict:
+    """Return the preprocessing of a timm data configuration in the form of `preprocessing`."""
+    size = config["input_size"][-1]
+    statistics = dict(mean=tuple(config["mean"]), std=tuple(config["std"]))
+    resize = math.floor(size / config["crop_pct"])
+    return dict(size=size, resize=resize, interpolation=config["interpolation"]) | statistics
 
 
 def check_classes(name: str, classes: int, published: int) -> None:

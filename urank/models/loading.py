@@ -1,7 +1,6 @@
 """Load the network that a user names: from a library, from a Python function, with weights from a file."""
 
 import importlib
-import math
 import os
 import pickle
 import sys
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from urank.files import read_weights
 from urank.models import NETWORKS, create
-from urank.models.libraries import names_of
+from urank.models.libraries import names_of, timm_preprocessing, torchvision_preprocessing
 
 IMAGENET = dict(size=224, resize=256, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -131,13 +130,7 @@ def preprocessing_of(name: str, network: nn.Module) -> dict:
     library, _, short = full_name(name).partition("/")
     config = getattr(network, "pretrained_cfg", None)
     if isinstance(config, dict) and config:
-        found = timm.data.resolve_data_config(pretrained_cfg=config)
-        size = found["input_size"][-1]
-        shown = dict(interpolation=found["interpolation"], mean=tuple(found["mean"]), std=tuple(found["std"]))
-        return dict(size=size, resize=math.floor(size / found["crop_pct"])) | shown
+        return timm_preprocessing(timm.data.resolve_data_config(pretrained_cfg=config))
     if library == "torchvision" and ":" not in name:
-        preset = torchvision.models.get_model_weights(short).DEFAULT.transforms()
-        [size], [resize] = preset.crop_size, preset.resize_size
-        shown = dict(interpolation=preset.interpolation.value, mean=tuple(preset.mean), std=tuple(preset.std))
-        return dict(size=size, resize=resize) | shown
+        return torchvision_preprocessing(torchvision.models.get_model_weights(short).DEFAULT)
     return dict(IMAGENET)
