@@ -3,10 +3,10 @@
 `search_ranks` offers two ways, `evaluation="exact"` and `evaluation="fast"`:
 
 - `ExactCounter` runs every image in the network's own precision. It stops early only when a failure is certain.
-- `FastCounter` skips images that the probe is unlikely to change. It sorts the images by margin (the label's logit
-  minus the largest other logit), runs them in this order, and stops when the smallest remaining margin exceeds `SAFETY`
-  times the largest margin loss seen so far. When a layer is done, the skipped images are run as well. If one of them
-  is wrong, the layer is searched again without skipping.
+- `FastCounter` skips images that the probe is unlikely to change. It sorts the images by margin: the label's logit
+  minus the largest other logit. It runs them in this order. It stops when the smallest remaining margin exceeds
+  `SAFETY` times the largest margin loss seen so far. When a layer is done, the skipped images are run as well. If one
+  of them is wrong, the layer is searched again without skipping.
 - `ScreenedCounter` is the fast counter for devices that multiply bfloat16 faster than float32. It runs images in
   bfloat16 and repeats those in full precision whose margin is smaller than `SAFETY` times the largest bfloat16 error
   seen so far.
@@ -93,9 +93,9 @@ class WrongSkip(Exception):
 class FastCounter(ExactCounter):
     """Count correct images from the smallest margin on, and skip those that the probe is unlikely to change.
 
-    A probe may stop after a tenth of the images, when every remaining margin is larger than `safety` times the largest
-    loss of a margin that it has caused so far. The remaining images count as correct, so the count of a passing probe
-    is an upper bound. `finish_layer` runs what the last passing probe of the layer skipped.
+    A probe runs at least a tenth of the images. Then it stops as soon as every remaining margin is larger than `safety`
+    times the largest margin loss that it has caused so far. The remaining images count as correct, so the count of a
+    passing probe is an upper bound. `finish_layer` runs what the last passing probe of the layer skipped.
 
     With several processes, each one decides on its own share of the images, and all must agree to stop.
 

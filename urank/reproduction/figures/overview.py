@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 
 from urank.reproduction import paper, profiles
 from urank.reproduction.figures.groups import family_of, place, without_variants
-from urank.reproduction.figures.style import COLORS, STYLE, closed
+from urank.reproduction.figures.style import COLORS, GREY, STYLE, closed
 from urank.reproduction.record import Record
 
 FAMILY_COLORS = dict(vgg=COLORS[0], resnet=COLORS[1])
-GREY = "#777777"
 SIZE = 4.6  # inches: two pictures side by side fill the page, and one fills a phone
 LOOK = STYLE | {"font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11}
 # Where a name stands beside its point: offset in points, alignment. Below the diagonal right of it, otherwise left.
