@@ -14,6 +14,7 @@ from urank.models import NETWORKS, check_name, create
 from urank.models.libraries import names_of
 from urank.reproduction import paper
 from urank.reproduction.paper_networks import PAPER
+from urank.shared_layers import separate_uses
 
 # Matrix layers, with the shortcuts of a ResNet and the patch embedding of a transformer.
 LAYERS = {
@@ -22,10 +23,14 @@ LAYERS = {
     "vgg16": 13 + 1,
     "vgg19": 16 + 1,
     "resnet18": 20 + 2,
+    "resnet29": 29 + 3,
     "resnet50": 50 + 2,
     "resnet101": 101 + 3,
     "vit": 6 * 4 + 2,
     "deit": 12 * 4 + 2,
+    "vit_pe": 6 * 6 + 2,  # queries, keys, values, output and two of the feed-forward network: six uses
+    "resnet29_pe1": 29 + 2,  # no projection at the entry of a tied stage
+    "resnet29_pe2": 29 + 1,
     "swin": 10 * 4 + 2 + 2,  # the second and the third stage start with a reduction
 }
 IMAGENET = sorted((model for model, dataset in PAPER if dataset == "ImageNet-1k"), key=str.lower)
@@ -55,7 +60,7 @@ def count(model):
 @pytest.mark.parametrize(("classes", "width"), [(10, 0.34), (3, 0.01), (1, 0.001)])
 def test_every_network_returns_one_logit_per_class(name, classes, width):
     model = create(name, classes=classes, width=width)
-    assert len(matrix_layers(model)) == LAYERS[name]
+    assert len(matrix_layers(separate_uses(model, torch.randn(1, 3, 32, 32)))) == LAYERS[name]
     for training in (False, True):
         logits = model.train(training)(torch.randn(2, 3, 32, 32))
         assert isinstance(logits, torch.Tensor) and logits.shape == (2, classes) and logits.isfinite().all()
@@ -78,6 +83,7 @@ def bottleneck(inputs, channels):
     ("name", "block", "expansion", "n", "millions"),
     [
         ("resnet18", basic, 1, 3, 0.272),
+        ("resnet29", bottleneck, 4, 3, 0.313),
         ("resnet50", basic, 1, 8, 0.759),
         ("resnet101", bottleneck, 4, 11, 1.055),
     ],

@@ -29,12 +29,13 @@ from urank.plan import LayerRank, Probe, RankPlan
 from urank.search.bisection import search_ranks
 from urank.search.replay import Replay
 from urank.search.validation import Validation, evaluate
-from urank.shared_layers import separate_uses
+from urank.shared_layers import Transposed, separate_uses
 from urank.subspaces import (
     Spectrum,
     dimension_for_energy,
     error_bound,
     output_gram,
+    project_tied_weight,
     project_weight,
     projector,
     utilized_rank,
@@ -44,11 +45,11 @@ from urank.training.recipe import Recipe
 
 # The public names in the order in which the method uses them; the API page of the book has the same order.
 __all__ = ["measure", "Measurement"]  # the whole method in one call
-__all__ += ["matrix_layers", "skipped_layers", "coverage", "explicit_attention", "separate_uses"]
+__all__ += ["matrix_layers", "skipped_layers", "coverage", "explicit_attention", "separate_uses", "Transposed"]
 __all__ += ["weight_matrix", "set_weight_matrix"]
 # Measure the subspaces:
 __all__ += ["accumulate_grams", "output_gram", "Spectrum", "dimension_for_energy", "projector", "project_weight"]
-__all__ += ["error_bound", "utilized_rank"]
+__all__ += ["error_bound", "utilized_rank", "project_tied_weight"]
 # Search the ranks, or choose them with a baseline:
 __all__ += ["search_ranks", "Validation", "Replay", "RankPlan", "LayerRank", "Probe"]
 __all__ += ["weight_svd", "output_pca", "energy_rank"]

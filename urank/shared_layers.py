@@ -8,9 +8,51 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urank.layers import MatrixLayer, evaluating, matrix_layers
+
+
+class Transposed(nn.Module):
+    """A second use of a layer's matrix: the rows x (..., m) become x W^T (..., d), with a bias of their own.
+
+    The parameter is that of the layer. To measure the network, pass it through `separate_uses`, which gives this use
+    a layer of its own.
+
+    Args:
+        layer: a linear layer d -> m, or a 1 x 1 convolution with stride 1.
+        bias: add a bias (d,), zero at first.
+
+    >>> import torch
+    >>> up = nn.Linear(2, 8)
+    >>> Transposed(up)(torch.randn(5, 8)).shape
+    torch.Size([5, 2])
+
+    Raises:
+        ValueError: a convolution with a larger kernel, a stride or groups.
+    """
+
+    def __init__(self, layer: MatrixLayer, bias: bool = True):
+        super().__init__()
+        if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.groups) != ((1, 1), (1, 1), 1):
+            raise ValueError(f"only a 1 x 1 convolution with stride 1 and one group can be transposed, got {layer}")
+        self.weight = layer.weight
+        self.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[1])) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        multiply = F.linear if self.weight.ndim == 2 else F.conv2d
+        return multiply(x, self.weight.transpose(0, 1), self.bias)
+
+    def separate(self) -> MatrixLayer:
+        """Return a layer of its own that computes the same."""
+        m, d, *kernel = self.weight.shape
+        like: dict[str, Any] = dict(bias=self.bias is not None, device=self.weight.device, dtype=self.weight.dtype)
+        layer = nn.Conv2d(m, d, 1, **like) if kernel else nn.Linear(m, d, **like)
+        layer.weight.data.copy_(self.weight.data.transpose(0, 1))
+        if self.bias is not None and layer.bias is not None:
+            layer.bias.data.copy_(self.bias.data)
+        return layer.train(self.training)
 
 
 def separate_uses(model: nn.Module, images: Tensor) -> nn.Module:
@@ -45,7 +87,7 @@ def separate_uses(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def untie(network: nn.Module) -> None:
-    """Copy every module with parameters that occurs at several paths, then every parameter in several modules."""
+    """Give every use of a parameter its own: modules at several paths, transposed uses, then all other modules."""
     placed: set[nn.Module] = set()
     owned: set[nn.Parameter] = set()
     for path in [path for path, _ in network.named_modules(remove_duplicate=False)]:
@@ -53,6 +95,9 @@ def untie(network: nn.Module) -> None:
         if module in placed and any(True for _ in module.parameters()):
             network.set_submodule(path, copy.deepcopy(module))
         placed.add(module)
+    for path, module in list(network.named_modules()):
+        if isinstance(module, Transposed):
+            network.set_submodule(path, module.separate())
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if parameter in owned:

@@ -12,6 +12,7 @@ Row vectors throughout: X (samples, d) holds a layer's inputs, W (d, m) its weig
     utilized rank          r = min {k : e_k(W') >= 0.9999}               utilized_rank              sections 2.3, 3
     utilization            u = r / min(d, m)                             utilization                section 2.3
     MLU                    mean of u over all layers                     mean_layer_utilization     section 2.3
+    tied matrix            W' = P_{S_1 + T_2} W P_{T_1 + S_2}            project_tied_weight        ours
 
 Activations are never stored. With X = U Sigma V^T the Gram matrix X^T X is V Sigma^2 V^T: its eigenvectors are a basis
 of the input subspace S, and its eigenvalues are the squared singular values of X.
@@ -47,7 +48,12 @@ def gram_matrix(X: Tensor, product_dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def output_gram(gram: Tensor, W: Tensor) -> Tensor:
-    """Return Y^T Y = W^T (X^T X) W, (m, m), from X^T X (d, d) and W (d, m) (section 5.2)."""
+    """Return Y^T Y = W^T (X^T X) W, (m, m), from X^T X (d, d) and W (d, m) (section 5.2).
+
+    >>> X, W = torch.randn(50, 4), torch.randn(4, 3)
+    >>> torch.allclose(output_gram(X.T @ X, W), (X @ W).T @ (X @ W), rtol=1e-4)
+    True
+    """
     return W.T @ gram @ W
 
 
@@ -152,7 +158,7 @@ def project_weight(W: Tensor, inputs: Spectrum, outputs: Spectrum, k_s: int, k_t
         inputs, outputs: spectra of X^T X (d, d) and of Y^T Y (m, m).
         k_s, k_t: dimensions of S (1..d) and of T (1..m).
 
-    >>> X, W = torch.randn(50, 4), torch.randn(4, 3)
+    >>> X, W = torch.randn(50, 4), torch.randn(4, 3, dtype=torch.float64)
     >>> inputs, outputs = layer_spectra(gram_matrix(X), W)
     >>> project_weight(W, inputs, outputs, k_s=4, k_t=1).shape
     torch.Size([4, 3])
@@ -170,6 +176,40 @@ def project_weight(W: Tensor, inputs: Spectrum, outputs: Spectrum, k_s: int, k_t
         V = outputs.basis[:, :k_t]
         W = (W @ V) @ V.T
     return W
+
+
+def project_tied_weight(W: Tensor, S_1: Tensor, T_1: Tensor, S_2: Tensor, T_2: Tensor) -> Tensor:
+    """Return one W' (d, m) for a matrix that is used twice, Y_1 = X_1 W and Y_2 = X_2 W^T (ours, for arXiv 2401.16438).
+
+    The second use has its inputs where the first has its outputs. W' = P_S W P_T with the sums of subspaces
+    S = S_1 + T_2 and T = T_1 + S_2 keeps what both uses need: P_S and P_T contain the projectors of either use, so the
+    `error_bound` of each use holds with its own dimensions. If W' = A B has rank r, the two uses are X_1 A B and
+    X_2 B^T A^T: the matrix is factored without untying, and that saves weights if r (d + m) < d m.
+
+    Args:
+        W: (d, m).
+        S_1, T_2: orthonormal bases (d, k) of the inputs of the first and the outputs of the second use.
+        T_1, S_2: orthonormal bases (m, k) of the outputs of the first and the inputs of the second use.
+
+    >>> W, I = torch.randn(4, 3), torch.eye(4)
+    >>> project_tied_weight(W, I[:, :1], I[:3, :2], I[:3, :1], I[:, 1:2])[:, 2].tolist()  # outside T_1 + S_2
+    [0.0, 0.0, 0.0, 0.0]
+    """
+    S, T = sum_of_subspaces(S_1, T_2), sum_of_subspaces(T_1, S_2)
+    return S @ (S.T @ W @ T) @ T.T
+
+
+def sum_of_subspaces(*bases: Tensor) -> Tensor:
+    """Return an orthonormal basis (n, k) of the sum of the subspaces with these orthonormal bases (n, k_i).
+
+    A direction of one subspace counts as part of another if the angle between them is below about 1e-6.
+
+    >>> I = torch.eye(3)
+    >>> sum_of_subspaces(I[:, :2], I[:, 1:2]).shape
+    torch.Size([3, 2])
+    """
+    U, sigma, _ = torch.linalg.svd(torch.cat(bases, 1), full_matrices=False)
+    return U[:, sigma > 1e-6]
 
 
 @dataclass(frozen=True)

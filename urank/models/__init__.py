@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from urank.models.libraries import BUILDERS, check_library_name, preprocessing
+from urank.models.parameter_efficient import resnet29_pe, vit_pe
 from urank.models.resnet import BLOCKS, ResNet
 from urank.models.transformers import deit, swin, vit
 from urank.models.vgg import STAGES, VGG
@@ -21,6 +22,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vit": vit,
     "deit": deit,
     "swin": swin,
+    "vit_pe": vit_pe,
+    **{f"resnet29_pe{tied}": partial(resnet29_pe, tied) for tied in (1, 2)},
 }
 
 

@@ -8,6 +8,8 @@ paper's accuracies also fit a thin network better than one with 11 M parameters.
     resnet18    3 basic blocks          20 (18 is not 6 n + 2)       0.272 M
     resnet50    8 basic blocks          50                           0.759 M
     resnet101   11 bottlenecks          101                          1.055 M
+
+`resnet29`, with 3 bottlenecks per stage, is not the paper's: it is the twin of the networks in `parameter_efficient`.
 """
 
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from urank.models.vgg import initialize
 # Block type and number of blocks per stage.
 BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], int]] = {
     "resnet18": (BasicBlock, 3),
+    "resnet29": (Bottleneck, 3),
     "resnet50": (BasicBlock, 8),
     "resnet101": (Bottleneck, 11),
 }

@@ -4,6 +4,8 @@ The paper's transformers are trained on ImageNet; create them as "torchvision/vi
 The networks here have no stochastic depth, so the random numbers of a fit depend only on its seed and epoch.
 """
 
+from typing import Any
+
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
@@ -28,11 +30,14 @@ def deit(classes: int = 10, width: float = 1.0) -> VisionTransformer:
     return on_patches(64, scaled(3, width), depth=12, classes=classes)
 
 
-def on_patches(features: int, heads: int, depth: int, classes: int) -> VisionTransformer:
-    """Return a vision transformer with 4 x 4 patches and this number of features per head."""
-    return VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=features * heads, depth=depth, num_heads=heads, num_classes=classes
-    )
+def on_patches(features: int, heads: int, depth: int, classes: int, **options: Any) -> VisionTransformer:
+    """Return a vision transformer with 4 x 4 patches and this number of features per head.
+
+    Args:
+        options: further arguments of timm's `VisionTransformer`.
+    """
+    sizes: dict[str, Any] = dict(img_size=32, patch_size=4, embed_dim=features * heads, depth=depth, num_heads=heads)
+    return VisionTransformer(num_classes=classes, **sizes, **options)
 
 
 def swin(classes: int = 10, width: float = 1.0) -> SwinTransformer:

@@ -209,6 +209,10 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return the accuracy of `model` in percent over batches of (images, labels), in the model's own precision."""
+    """Return the accuracy of `model` in percent over batches of (images, labels), in the model's own precision.
+
+    >>> evaluate(nn.Identity(), [(torch.tensor([[0.0, 1.0], [0.0, 2.0]]), torch.tensor([1, 0]))])
+    50.0
+    """
     validation = Validation(batches)
     return 100 * validation.count_correct(model) / validation.total
