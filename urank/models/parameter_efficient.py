@@ -43,18 +43,19 @@ class TiedQKV(nn.Module):
 class TiedAttention(Attention):
     """timm's attention with two matrices in place of four."""
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, proj_bias: bool, **options):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, proj_bias: bool, **options: Any):
         super().__init__(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias, **options)
-        self.qkv = TiedQKV(dim, qkv_bias)
-        self.proj = Transposed(self.qkv.q, proj_bias)
+        qkv = TiedQKV(dim, qkv_bias)
+        self.set_submodule("qkv", qkv)
+        self.set_submodule("proj", Transposed(qkv.q, proj_bias))
 
 
 class TiedMlp(Mlp):
     """timm's feed-forward network with one matrix in place of two."""
 
-    def __init__(self, *sizes, bias: bool = True, **options):
-        super().__init__(*sizes, bias=bias, **options)
-        self.fc2 = Transposed(self.fc1, bias)
+    def __init__(self, in_features: int, hidden_features: int, bias: bool = True, **options: Any):
+        super().__init__(in_features, hidden_features, bias=bias, **options)
+        self.set_submodule("fc2", Transposed(self.fc1, bias))
 
 
 TIED: dict[str, Any] = dict(attn_layer=TiedAttention, mlp_layer=TiedMlp)
