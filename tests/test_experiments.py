@@ -653,6 +653,19 @@ class TestBaseline:
         assert "baseline" not in record.made and not (tmp_path / "baseline.json").exists()
 
 
+class TestTied:
+    def test_a_matrix_is_trained_once_and_measured_at_each_use(self, tmp_path):
+        experiment = replace(UNTRAINED, network="vit_pe", width=0.17, train=Recipe(epochs=1, batch_size=20, crop=2))
+        record = again(experiment, tmp_path)
+        weights = read_weights(tmp_path / "original.safetensors")
+        assert torch.equal(weights["blocks.0.mlp.fc1.weight"], weights["blocks.0.mlp.fc2.weight"])
+        uses = [layer.layer for layer in record.plan.layers if layer.layer.startswith("blocks.0.")]
+        names = ("attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.proj", "mlp.fc1", "mlp.fc2")
+        assert uses == [f"blocks.0.{name}" for name in names]
+        assert record.cost.original.params == sum(parameter.numel() for parameter in fresh_network(experiment).parameters())
+        assert record.cost.original.params < sum(layer.d * layer.m for layer in record.plan.layers)
+
+
 class TestLatency:
     def test_has_both_networks_at_both_batch_sizes(self, record):
         rows = [row for row in record.throughput if row.precision == "float32"]

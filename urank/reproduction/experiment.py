@@ -11,6 +11,7 @@ from urank import datasets, models
 from urank.attention import explicit_attention
 from urank.layers import matrix_layers
 from urank.search.bisection import check_protocol
+from urank.shared_layers import untie
 from urank.training.recipe import Recipe
 
 
@@ -153,7 +154,9 @@ def fresh_network(experiment: Experiment, fetch: bool = True) -> nn.Module:
 def layers_of(experiment: Experiment) -> set[str]:
     """Return the paths of the network's matrix layers, without allocating weights."""
     with torch.device("meta"):
-        return set(matrix_layers(fresh_network(experiment, fetch=False)))
+        network = fresh_network(experiment, fetch=False)
+        untie(network)
+        return set(matrix_layers(network))
 
 
 def load_images(experiment: Experiment) -> datasets.Dataset:

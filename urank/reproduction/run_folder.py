@@ -26,6 +26,7 @@ from urank.numerics import statistics_precision
 from urank.plan import NOT_RECORDED, RankPlan
 from urank.reproduction.experiment import Experiment, as_json, fresh_network, load_images
 from urank.reproduction.provenance import code_digest, describe, digest, git_state, versions
+from urank.shared_layers import untie
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe
 
@@ -294,9 +295,10 @@ def adopt(network: nn.Module, weights: dict[str, Tensor], image_shape: tuple[int
 
 
 def original_network(experiment: Experiment, folder: Path) -> nn.Module:
-    """Return the trained network that the training stage left in `folder`."""
+    """Return the trained network that the training stage left in `folder`, with a matrix for each use of a tied one."""
     network = fresh_network(experiment, fetch=False)
     network.load_state_dict(read_weights(folder / "original.safetensors"))
+    untie(network)
     return network
 
 
