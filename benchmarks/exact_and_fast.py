@@ -24,8 +24,8 @@ from tqdm import tqdm
 import urank
 from urank import datasets
 from urank.files import atomic
+from urank.numerics import describe
 from urank.plan import RankPlan
-from urank.reproduction.provenance import describe
 from urank.search.probes import FastCounter, WrongSkip
 
 OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "exact_and_fast.csv"

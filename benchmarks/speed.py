@@ -33,9 +33,8 @@ from urank.conv_gram import assemble_gram, patch_products
 from urank.files import read_json, write_json
 from urank.layers import evaluating, matrix_layers
 from urank.memory import give_back_freed_memory
-from urank.numerics import arithmetic
+from urank.numerics import arithmetic, describe
 from urank.reproduction import profiles
-from urank.reproduction.provenance import describe
 from urank.throughput import images_per_second
 
 OUT = Path(__file__).parents[1] / "data" / "benchmarks" / "speed.json"

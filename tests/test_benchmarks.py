@@ -8,9 +8,8 @@ import torch
 import urank
 from benchmarks import speed as script
 from urank.files import write_json
-from urank.numerics import has_fast_bfloat16
+from urank.numerics import describe, has_fast_bfloat16
 from urank.reproduction import benchmark_tables
-from urank.reproduction.provenance import describe
 
 
 def tiny(*_, **__):

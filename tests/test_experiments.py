@@ -662,7 +662,7 @@ class TestTied:
         uses = [layer.layer for layer in record.plan.layers if layer.layer.startswith("blocks.0.")]
         names = ("attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.proj", "mlp.fc1", "mlp.fc2")
         assert uses == [f"blocks.0.{name}" for name in names]
-        assert record.cost.original.params == sum(parameter.numel() for parameter in fresh_network(experiment).parameters())
+        assert record.cost.original == count_cost(fresh_network(experiment))
         assert record.cost.original.params < sum(layer.d * layer.m for layer in record.plan.layers)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from urank import cli
 from urank.calibration import accumulate_grams
 from urank.datasets.folders import class_numbers
-from urank.factorize import load_compact
+from urank.factorize import count_cost, load_compact
 from urank.files import read_json, write_tensors
 from urank.measure import few_images_note, measurable, measure
 from urank.models.loading import full_name, load_weights
@@ -77,11 +77,14 @@ class TestMeasure:
 
     def test_summary_and_files(self, measured, tmp_path):
         measured.save(tmp_path / "out", "a <small> network")
-        names = {"plan.json", "layers.csv", "snapshot.svg", "snapshot.png", "report.html"}
+        names = {"plan.json", "results.json", "layers.csv", "snapshot.svg", "snapshot.png", "report.html"}
         assert {path.name for path in (tmp_path / "out").iterdir()} == names
         assert RankPlan.load(tmp_path / "out" / "plan.json") == measured.plan
         page = (tmp_path / "out" / "report.html").read_text()
         assert "a &lt;small&gt; network" in page and "http" not in page.replace("http://www.w3.org", "")
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert results["mlu"] == [measured.plan.weight_mlu, measured.plan.mlu] and results["device"]
+        assert results["params"][1] < results["params"][0] == count_cost(measured.network, (3, 8, 8)).params
         text = measured.summary()
         assert f"MLU         {100 * measured.plan.mlu:.1f} %" in text and "may lose 3 of 150 images" in text
 
@@ -165,7 +168,15 @@ class TestCommand:
         assert code == 0
         assert "mine:build: 2 layers with 100.0 % of the parameters" in out and "probes: at most" in out
         names = {path.name for path in (folder / "out").iterdir()}
-        assert names >= {"plan.json", "layers.csv", "snapshot.svg", "snapshot.png", "report.html", "compact"}
+        assert names >= {
+            "plan.json",
+            "results.json",
+            "layers.csv",
+            "snapshot.svg",
+            "snapshot.png",
+            "report.html",
+            "compact",
+        }
         namespace: dict = {}
         exec(MODULE, namespace)
         compact = load_compact(namespace["build"](), folder / "out" / "compact")

@@ -66,8 +66,8 @@ def measure_command(
 ) -> None:
     """Measure the utilized rank of every layer of a network, and write a report.
 
-    Writes plan.json, layers.csv, snapshot.svg, snapshot.png and report.html. When it is killed or out of time, the same
-    command resumes after the last finished layer.
+    Writes plan.json, results.json, layers.csv, snapshot.svg, snapshot.png and report.html. When it is killed or out of
+    time, the same command resumes after the last finished layer.
     """
     started = time.monotonic()
     network = explicit_attention(load_network(model, weights, match)).to(pick_device(device))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from urank.attention import explicit_attention
 from urank.calibration import accumulate_grams, images_of
 from urank.factorize import Cost, count_cost, decompose, project_network, save_compact
-from urank.files import atomic
+from urank.files import atomic, write_json
 from urank.layers import coverage, used_layers
+from urank.numerics import describe
 from urank.plan import RankPlan, allowed_loss
 from urank.search.bisection import check_protocol, search_ranks
 from urank.search.validation import Validation
@@ -163,10 +164,34 @@ class Measurement:
         with atomic(Path(path)) as temporary:
             temporary.write_text(html(self, title), encoding="utf-8")
 
+    @property
+    def results(self) -> dict[str, Any]:
+        """The main numbers as plain data; pairs are before and after, accuracy in percent, MLU between 0 and 1."""
+        (before, after), plan = self.costs, self.plan
+        return dict(
+            layers=len(plan.layers),
+            share=self.coverage_share(),
+            images=plan.total,
+            counts=plan.counts,
+            tolerance=plan.tolerance,
+            mode=plan.mode,
+            accuracy=self.accuracy,
+            mlu=(plan.weight_mlu, plan.mlu),
+            params=(before.params, after.params),
+            macs=(before.macs, after.macs),
+            images_per_second=self.throughput,
+            probes=len(plan.probes),
+            evaluation=plan.evaluation,
+            precision=plan.precision,
+            device=describe(self.images.device),
+            versions=dict(urank=plan.version, torch=torch.__version__),
+        )
+
     def save(self, folder: Path | str, title: str = "Utilized rank") -> None:
-        """Write plan.json, layers.csv, snapshot.svg, snapshot.png and report.html into `folder`."""
+        """Write plan.json, results.json, layers.csv, snapshot.svg, snapshot.png and report.html into `folder`."""
         folder, figure = Path(folder), self.figure(title)
         self.plan.save(folder / "plan.json")
+        write_json(folder / "results.json", self.results)
         with atomic(folder / "layers.csv") as path:
             self.frame.to_csv(path, index=False)
         for kind in ("svg", "png"):
@@ -180,18 +205,18 @@ class Measurement:
 
     def summary(self) -> str:
         """Return the main results as text, one per line."""
-        (before, after), (first, second), plan = self.costs, self.throughput, self.plan
-        counts = "agreement with the unmodified network" if plan.counts == "agreement" else "correct labels"
+        r, (first, second) = self.results, self.throughput
+        counts = "agreement with the unmodified network" if r["counts"] == "agreement" else "correct labels"
         rows = {
-            "layers": f"{len(plan.layers)}, with {100 * self.coverage_share():.1f} % of the parameters",
-            "accuracy": f"{self.accuracy[0]:.2f} % -> {self.accuracy[1]:.2f} % projected, not fine-tuned "
-            f"({counts}, {plan.total:,} images)",
-            "MLU of W": f"{100 * plan.weight_mlu:.1f} %",
-            "MLU": f"{100 * plan.mlu:.1f} %",
-            "parameters": change(before.params / 1e6, after.params / 1e6, " M"),
-            "MACs": change(before.macs / 1e6, after.macs / 1e6, " M"),
+            "layers": f"{r['layers']}, with {100 * r['share']:.1f} % of the parameters",
+            "accuracy": f"{r['accuracy'][0]:.2f} % -> {r['accuracy'][1]:.2f} % projected, not fine-tuned "
+            f"({counts}, {r['images']:,} images)",
+            "MLU of W": f"{100 * r['mlu'][0]:.1f} %",
+            "MLU": f"{100 * r['mlu'][1]:.1f} %",
+            "parameters": change(r["params"][0] / 1e6, r["params"][1] / 1e6, " M"),
+            "MACs": change(r["macs"][0] / 1e6, r["macs"][1] / 1e6, " M"),
             "images/s": change(first, second, ""),
-            "probes": f"{len(plan.probes)}, {plan.evaluation}, images in {plan.precision}",
+            "probes": f"{r['probes']}, {r['evaluation']}, images in {r['precision']}",
         }
         lines = [f"{name:<11} {text}" for name, text in rows.items()]
         if second < first:

@@ -1,5 +1,6 @@
 """Floating-point precision and numerical algorithms, by device."""
 
+import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -92,6 +93,17 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def processor() -> Mapping:
     """Return the CPU's name and instruction sets as torch reports them; empty for older versions of torch."""
     return getattr(torch.cpu, "get_capabilities", dict)()
+
+
+def describe(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor with its vector instructions and the number of threads.
+
+    The instruction set is part of the name because processors called "AMD EPYC" differ in speed by a factor of four.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name, threads = processor().get("cpu_name") or platform.machine(), torch.get_num_threads()
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def statistics_precision(device: torch.device) -> tuple[torch.device, torch.dtype]:

@@ -8,9 +8,6 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
-from urank.numerics import processor
 from urank.reproduction.paths import ROOT
 
 # The modules of `reproduction` that affect what an experiment measures. The library, models, datasets and training
@@ -71,17 +68,6 @@ def git(*arguments: str) -> str:
 def versions() -> dict[str, str]:
     """Return the installed versions of Python and of the packages that a measurement depends on."""
     return {package: version(package) for package in VERSIONS_OF} | dict(python=platform.python_version())
-
-
-def describe(device: torch.device) -> str:
-    """Return the name of the GPU, or of the processor with its vector instructions and the number of threads.
-
-    The instruction set is part of the name because processors called "AMD EPYC" differ in speed by a factor of four.
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name, threads = processor().get("cpu_name") or platform.machine(), torch.get_num_threads()
-    return f"{name} with {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)}"
 
 
 # Computed at import, because a file may be edited while the process runs.

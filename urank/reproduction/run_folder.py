@@ -22,10 +22,10 @@ from urank.distributed import is_first, totals, wait
 from urank.factorize import count_cost, load_compact, merge_useless
 from urank.files import read_json, read_weights, write_json
 from urank.layers import used_layers
-from urank.numerics import statistics_precision
+from urank.numerics import describe, statistics_precision
 from urank.plan import NOT_RECORDED, RankPlan
 from urank.reproduction.experiment import Experiment, as_json, fresh_network, load_images
-from urank.reproduction.provenance import code_digest, describe, digest, git_state, versions
+from urank.reproduction.provenance import code_digest, digest, git_state, versions
 from urank.shared_layers import untie
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe

@@ -14,9 +14,8 @@ from urank.distributed import processes
 from urank.factorize import decompose, load_compact, merge_useless, project_network, save_compact
 from urank.files import write_tensors, write_weights
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, used_layers, weight_matrix
-from urank.numerics import has_fast_bfloat16, singular_values
+from urank.numerics import describe, has_fast_bfloat16, singular_values
 from urank.reproduction.experiment import Experiment
-from urank.reproduction.provenance import describe
 from urank.reproduction.run_folder import SMALL_IMAGE, RunFolder, head_of, one_image
 from urank.search.bisection import search_ranks
 from urank.search.replay import Replay
