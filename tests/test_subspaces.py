@@ -16,6 +16,7 @@ from urank.subspaces import (
     output_gram,
     project_weight,
     projector,
+    share_outside_span,
     utilized_rank,
 )
 
@@ -361,3 +362,25 @@ class TestErrorBound:
     def test_refuses_a_dimension_out_of_range(self, k_s, k_t):
         with pytest.raises(ValueError, match="between 0 and"):
             error_bound(gaussian(4, 3), torch.eye(4), k_s, k_t)
+
+
+class TestShareOutsideSpan:
+    @pytest.mark.parametrize(("d", "m"), [(4, 16), (4, 4), (9, 4)])
+    def test_the_identity_stays_inside(self, d, m):
+        X, W = torch.randn(50, d, dtype=torch.float64), torch.randn(d, m, dtype=torch.float64)
+        assert share_outside_span(X @ W, W) < 1e-12
+
+    @pytest.mark.parametrize(("d", "m"), [(4, 4), (9, 4)])
+    def test_nothing_leaves_the_span_of_a_square_or_narrowing_matrix(self, d, m):
+        X, W = torch.randn(50, d), torch.randn(d, m)
+        assert share_outside_span((X @ W).relu(), W) < 1e-6
+
+    def test_of_a_relu_behind_a_random_widening_matrix(self):
+        """relu(z) = (z + |z|) / 2, and |z| is independent of z apart from its size: half the energy is outside."""
+        X, W = torch.randn(2000, 64, dtype=torch.float64), torch.randn(64, 6400, dtype=torch.float64)
+        assert share_outside_span((X @ W).relu(), W) == pytest.approx(0.5, abs=0.01)
+
+    def test_a_matrix_of_lower_rank_spans_less(self):
+        W = torch.randn(6, 2, dtype=torch.float64) @ torch.randn(2, 6, dtype=torch.float64)
+        H = torch.randn(1000, 6, dtype=torch.float64)
+        assert share_outside_span(H, W) == pytest.approx(4 / 6, abs=0.05)

@@ -38,6 +38,7 @@ from urank.subspaces import (
     project_tied_weight,
     project_weight,
     projector,
+    share_outside_span,
     utilized_rank,
 )
 from urank.training.fitting import fit
@@ -49,7 +50,7 @@ __all__ += ["matrix_layers", "skipped_layers", "coverage", "explicit_attention",
 __all__ += ["weight_matrix", "set_weight_matrix"]
 # Measure the subspaces:
 __all__ += ["accumulate_grams", "output_gram", "Spectrum", "dimension_for_energy", "projector", "project_weight"]
-__all__ += ["error_bound", "utilized_rank", "project_tied_weight"]
+__all__ += ["error_bound", "utilized_rank", "project_tied_weight", "share_outside_span"]
 # Search the ranks, or choose them with a baseline:
 __all__ += ["search_ranks", "Validation", "Replay", "RankPlan", "LayerRank", "Probe"]
 __all__ += ["weight_svd", "output_pca", "energy_rank"]

@@ -13,6 +13,7 @@ Row vectors throughout: X (samples, d) holds a layer's inputs, W (d, m) its weig
     utilization            u = r / min(d, m)                             utilization                section 2.3
     MLU                    mean of u over all layers                     mean_layer_utilization     section 2.3
     tied matrix            W' = P_{S_1 + T_2} W P_{T_1 + S_2}            project_tied_weight        ours
+    share outside span     1 - ||H P||_F^2 / ||H||_F^2                   share_outside_span         ours
 
 Activations are never stored. With X = U Sigma V^T the Gram matrix X^T X is V Sigma^2 V^T: its eigenvectors are a basis
 of the input subspace S, and its eigenvalues are the squared singular values of X.
@@ -210,6 +211,22 @@ def sum_of_subspaces(*bases: Tensor) -> Tensor:
     """
     U, sigma, _ = torch.linalg.svd(torch.cat(bases, 1), full_matrices=False)
     return U[:, sigma > 1e-6]
+
+
+def share_outside_span(H: Tensor, W: Tensor) -> float:
+    """Return the share of ||H||_F^2 outside the span of the outputs of W (d, m), between 0 and 1.
+
+    H (samples, m) is a function of outputs, H = F(X W). The span of all outputs X W is the row space of W. If it is all
+    of R^m, which needs m <= d, the share is 0 whatever F is.
+
+    >>> W = torch.tensor([[1.0, 1.0]])
+    >>> round(share_outside_span(torch.tensor([[3.0, 3.0], [0.0, 2.0]]), W), 3)  # (0, 2) = (1, 1) + (-1, 1)
+    0.091
+    """
+    _, sigma, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    span = Vh[sigma > sigma[0] * max(W.shape) * torch.finfo(torch.float64).eps]
+    H = H.double()
+    return (1 - (H @ span.T).square().sum() / H.square().sum()).clamp_min(0).item()
 
 
 @dataclass(frozen=True)

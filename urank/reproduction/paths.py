@@ -7,5 +7,6 @@ PROFILES = ROOT / "profiles"
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 RECORDS = DATA / "records"  # committed measurements
+MEASUREMENTS = DATA / "measurements"  # committed results of `urank measure`
 PAPER = DATA / "paper"  # the numbers that the papers print
 BENCHMARKS = DATA / "benchmarks"  # committed benchmark results

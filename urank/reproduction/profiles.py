@@ -14,9 +14,11 @@ from pathlib import Path
 import yaml
 from torch import Tensor, nn
 
+from urank.files import read_json
+from urank.plan import RankPlan
 from urank.reproduction import run_folder
 from urank.reproduction.experiment import Experiment, check_held_out, check_start
-from urank.reproduction.paths import NOTEBOOKS, PROFILES, RECORDS, ROOT
+from urank.reproduction.paths import MEASUREMENTS, NOTEBOOKS, PROFILES, RECORDS, ROOT
 from urank.reproduction.provenance import file_digest
 from urank.reproduction.record import Record
 from urank.reproduction.runner import run
@@ -215,6 +217,11 @@ def recorded(pattern: str = "*/*") -> list[Record]:
     """
     names = [path.relative_to(RECORDS).with_suffix("").as_posix() for path in RECORDS.rglob("*.json")]
     return [Record.load(RECORDS / f"{name}.json") for name in sorted(names, key=natural) if fnmatchcase(name, pattern)]
+
+
+def measurement(name: str) -> tuple[RankPlan, dict]:
+    """Return the plan and the results that `urank measure` wrote and that are committed in `data/measurements/`."""
+    return RankPlan.load(MEASUREMENTS / name / "plan.json"), read_json(MEASUREMENTS / name / "results.json")
 
 
 def natural(name: str) -> list[str | int]:

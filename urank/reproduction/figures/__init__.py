@@ -1,7 +1,7 @@
 """Figures and tables of the book, each drawn from records."""
 
 # ruff: noqa: F401
-from urank.reproduction.figures.choices import over_choice, parts, utilization_by_part
+from urank.reproduction.figures.choices import over_choice, parts, ranks_by_part, utilization_by_part
 from urank.reproduction.figures.deviation import deviation
 from urank.reproduction.figures.groups import (
     base_records,

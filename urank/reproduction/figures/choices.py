@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from urank.plan import LayerRank, RankPlan
 from urank.reproduction.figures.groups import origin_label, variant
 from urank.reproduction.figures.style import GREY, STYLE, closed, heading, network_color, small_multiples
 from urank.reproduction.figures.tables import PRINTED, measured_table, with_labels
@@ -89,4 +90,24 @@ def parts(records: Sequence[Record]) -> Figure:
             axis.set(xlim=(-4, 104), xticks=(0, 50, 100), yticks=range(len(names)), yticklabels=names)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         figure.supxlabel("utilization (% of min(d, m)); bar: mean over the blocks", fontsize=10)
+    return closed(figure)
+
+
+def ranks_by_part(plan: RankPlan) -> Figure:
+    """Draw the rank of W (dotted) and of W' (solid) over the blocks of a timm transformer, by kind of matrix."""
+    blocks: dict[str, list[LayerRank]] = {name: [] for name in PARTS.values()}
+    for entry in plan.layers:
+        blocks[PARTS[part_of(entry.layer)]].append(entry)
+    repeated = {name: entries for name, entries in blocks.items() if len(entries) > 1}
+    with plt.rc_context(STYLE):
+        figure, panels = small_multiples(len(repeated), len(repeated), 2.6, sharex=True, sharey=True)
+        for axis, (name, entries) in zip(panels, repeated.items()):
+            places, ranks = range(1, len(entries) + 1), [entry.rank for entry in entries]
+            axis.plot(places, [entry.weight_rank for entry in entries], ":", color=GREY, lw=1.4)
+            axis.plot(places, ranks, "o-", color=network_color("vit"), lw=1.6, ms=3)
+            axis.set_title(name, loc="left", fontsize=10)
+            axis.xaxis.get_major_locator().set_params(nbins=4, integer=True)
+        panels[0].set_ylim(0, None)
+        figure.supxlabel("block (dotted: rank of $W$; solid: rank of $W'$)")
+        figure.supylabel("rank")
     return closed(figure)
