@@ -40,6 +40,14 @@ class TestSources:
         [parameters] = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
         assert re.search(r'^profile = "quick"', parameters.source, re.MULTILINE)
 
+    def test_begin_with_one_cell_that_installs_the_package_where_it_is_missing(self, path):
+        """See test_wheel.py for what the cell does there."""
+        first, expected = (
+            next(cell for cell in nbformat.read(one, 4).cells if cell.cell_type == "code") for one in (path, SOURCES[0])
+        )
+        assert 'find_spec("urank")' in first.source
+        assert (first.id, first.source, first.metadata) == (expected.id, expected.source, expected.metadata)
+
     def test_lose_no_line_of_prose(self, path):
         """In MyST, a line that starts with % is a comment."""
         prose = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]

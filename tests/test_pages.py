@@ -30,7 +30,9 @@ def cells_by_part(path: Path) -> dict[str, list]:
 
 
 def is_visible(cell) -> bool:
-    return cell.cell_type == "code" and not {"hide-cell", "hide-input"} & set(cell.metadata.get("tags", []))
+    return cell.cell_type == "code" and not {"hide-cell", "hide-input", "remove-cell"} & set(
+        cell.metadata.get("tags", [])
+    )
 
 
 def prose(path: Path) -> str:
