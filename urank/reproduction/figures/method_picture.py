@@ -38,7 +38,7 @@ def method_picture(X: Tensor, W: Tensor) -> Figure:
     rank = urank.utilized_rank(projected)
     left, singular, right = torch.linalg.svd(projected)
     factors = left[:, :rank], singular[:rank, None] * right[:rank]
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE | {"grid.color": "#DDDDDD"}):
         figure = plt.figure(figsize=(WIDTH, 4.9), layout="constrained")
         clouds, matrices = figure.subfigures(2, 1, height_ratios=[3.1, 1.8])
         for number, spectrum, k, before, after in (
@@ -47,8 +47,8 @@ def method_picture(X: Tensor, W: Tensor) -> Figure:
         ):
             draw_cloud(clouds.add_subplot(1, 2, number, projection="3d"), before, after, spectrum.basis[:, :k])
         inputs, outputs = clouds.axes
-        inputs.set_title("Inputs $X$, subspace $S$: a plane", loc="left")
-        outputs.set_title("Outputs $Y$, subspace $T$: a line", loc="left")
+        inputs.set_title("Inputs $X$, subspace $S$: a plane", y=0.98)
+        outputs.set_title("Outputs $Y$, subspace $T$: a line", y=0.98)
         titles = (
             f"$W$\nrank {urank.utilized_rank(W)}",
             f"$W' = P_S W P_T$\nrank {rank}",
@@ -78,7 +78,7 @@ def draw_cloud(axis: Axes, before: Tensor, after: Tensor, basis: Tensor) -> None
     axis.set(xticklabels=[], yticklabels=[], zticklabels=[])
     side = 1.05 * before.abs().max().item()
     axis.set(xlim=(-side, side), ylim=(-side, side), zlim=(-side, side))
-    axis.set_box_aspect((1, 1, 1), zoom=1.25)
+    axis.set_box_aspect((1, 1, 1), zoom=1.12)
     axis.view_init(**VIEW)
 
 
