@@ -83,9 +83,9 @@ def draw_cloud(axis: Axes, before: Tensor, after: Tensor, basis: Tensor) -> None
 
 
 def draw_matrix(axis: Axes, matrix: Tensor, limit: float) -> None:
-    axis.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-1.5 * limit, vmax=1.5 * limit)  # light enough for the numbers
+    axis.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-2 * limit, vmax=2 * limit)  # light enough for the numbers
     for (row, column), value in zip(torch.cartesian_prod(*map(torch.arange, matrix.shape)).tolist(), matrix.flatten()):
-        axis.text(column, row, f"{round(value.item(), 1) + 0:.1f}", ha="center", va="center", fontsize=9)
+        axis.text(column, row, f"{round(value.item(), 1) + 0:.1f}", ha="center", va="center", fontsize=11)
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
 
