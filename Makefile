@@ -34,6 +34,9 @@ OVERVIEW := book/mlu.svg book/full_rank.svg
 $(OVERVIEW): $(wildcard data/records/cifar*/*.json) data/paper/table3_cifar.csv urank/reproduction/figures/overview.py  ## the figures in book/intro.md
 	$(BIN)/python -c 'from urank.reproduction.figures import overview; overview.save("$@")'
 
+book/method.svg: urank/reproduction/figures/method_picture.py urank/subspaces.py  ## the figure in book/method.md
+	$(BIN)/python -c 'from urank.reproduction.figures import method_picture; method_picture.save("$@")'
+
 clean:  ## delete builds and live runs; keep .venv and data
 	rm -rf build book/_build runs .snakemake
 

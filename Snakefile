@@ -111,6 +111,7 @@ rule book:
         f"{BUILD}/logs/book.log",
     shell:
         "rm -rf {SITE}/book && mkdir -p {SITE}/book && cp {PAGES} {SITE}/book && "
+        "{PYTHON} -m urank.reproduction.gallery book/intro.md {SITE}/notebooks {SITE}/book/gallery && "
         "{JUPYTER_BOOK} build -W -n --keep-going --config book/_config.yml --toc book/_toc.yml --path-output {BUILD} {SITE} "
         "> {log} 2>&1"
 

@@ -358,6 +358,15 @@ class TestDeviation:
         [one, other] = figures.deviation(table).axes[1].texts
         assert np.hypot(*np.subtract(one.get_position(), other.get_position())) > 0.1
 
+    def test_joins_two_seeds_by_a_line(self, record):
+        seeds = [altered(record, accuracy__finetuned=finetuned) for finetuned in (70.0, 73.0)]
+        seeds = [altered(one, experiment__dataset="cifar10", experiment__seed=n) for n, one in enumerate(seeds)]
+        table = figures.measured_table(3, seeds)
+        change = figures.deviation(table, [seeds]).axes[3]
+        [line] = [one.get_segments() for one in change.collections]
+        original, printed = record.accuracy.original, table["change"].iloc[0]
+        assert np.allclose(line, [[[printed, 70 - original], [printed, 73 - original]]])
+
     def test_of_networks_that_the_paper_does_not_have(self, record):
         panels = figures.deviation(figures.measured_table(3, [record])).axes
         assert [len(axis.get_lines()) for axis in panels] == [1, 1, 1, 1]
@@ -659,21 +668,27 @@ class TestRepetition:
         assert figures.differing_in_seed([second, *several[2:], first]) == [[first, second]]
         assert figures.differing_in_seed([first, again(second, variant="longer"), *several[2:]]) == []
 
-    def test_table_ends_with_mean_and_deviation(self, seeds):
+    def test_table_of_two_ends_with_their_mean(self, seeds):
         frame = figures.seed_table(seeds)
-        assert frame.index.tolist() == [0, 1, "mean", "standard deviation"] and frame.index.name == "seed"
-        assert frame["original %"].tolist() == pytest.approx([80, 82, 81, 2**0.5])
-        assert frame["change"].tolist() == pytest.approx([-5, -6.5, -5.75, 1.5 / 2**0.5])
-        html = figures.styled_seeds(frame, "seeds").to_html()
-        assert ">-5.75<" in html and ">1.06<" in html
+        assert frame.index.tolist() == [0, 1, "mean"] and frame.index.name == "seed"
+        assert frame["original %"].tolist() == pytest.approx([80, 82, 81])
+        assert frame["change"].tolist() == pytest.approx([-5, -6.5, -5.75])
+
+    def test_table_of_three_ends_with_the_interval_of_their_mean(self, seeds):
+        """Student's t distribution: 4.303 standard errors for three seeds."""
+        third = altered(seeds[0], accuracy__original=84.0, accuracy__finetuned=76.0, experiment__seed=2)
+        frame = figures.seed_table([*seeds, third])
+        assert frame.index.tolist() == [0, 1, 2, "mean", "95 % interval, low", "95 % interval, high"]
+        half = 4.303 * 2 / 3**0.5
+        assert frame["original %"].tolist()[3:] == pytest.approx([82, 82 - half, 82 + half], abs=1e-2)
 
     def test_has_no_mean_where_a_seed_lacks_a_number(self, seeds):
         frame = figures.seed_table([altered(seeds[0], accuracy__baseline=None), seeds[1]])
-        assert frame["full rank %"].isna().tolist() == [True, False, True, True]
+        assert frame["full rank %"].isna().tolist() == [True, False, True]
 
     def test_table_compares_with_the_full_rank_network_and_the_paper(self, seeds):
         frame = figures.seed_table([altered(one, experiment__width=1) for one in seeds])
-        assert frame["fine-tuned − full rank"].tolist()[:4] == pytest.approx([-2.5, -1.5, -2, 0.5**0.5])
+        assert frame["fine-tuned − full rank"].tolist()[:3] == pytest.approx([-2.5, -1.5, -2])
         assert frame.loc["paper", "change"] == 1.0
 
 

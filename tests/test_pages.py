@@ -1,4 +1,4 @@
-"""The pages of figures and tables in five parts, each with a page of details below it."""
+"""The pages of figures and tables in five parts, most of them with a page of details below them."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,8 @@ from urank.reproduction.paths import NOTEBOOKS, ROOT
 
 PARTS = ["The paper's claim", "What we measured", "One step, live", "What we learned", "Limits"]
 DETAILS = sorted(NOTEBOOKS.glob("*_details.ipynb"))
-PAGES = [path.with_stem(path.stem.removesuffix("_details")) for path in DETAILS]
+DETAILED = [path.with_stem(path.stem.removesuffix("_details")) for path in DETAILS]
+PAGES = DETAILED + [NOTEBOOKS / "table2_hyperparameters.ipynb", NOTEBOOKS / "coverage.ipynb"]
 WORDS = 500  # of prose on a page
 LINES = 15  # of a cell that a reader sees
 
@@ -30,7 +31,9 @@ def cells_by_part(path: Path) -> dict[str, list]:
 
 
 def is_visible(cell) -> bool:
-    return cell.cell_type == "code" and not {"hide-cell", "hide-input"} & set(cell.metadata.get("tags", []))
+    return cell.cell_type == "code" and not {"hide-cell", "hide-input", "remove-cell"} & set(
+        cell.metadata.get("tags", [])
+    )
 
 
 def prose(path: Path) -> str:
@@ -64,8 +67,10 @@ class TestPages:
         assert re.findall(r"^(\d)\. ", cells[0].source, re.MULTILINE) == ["1", "2", "3"]
         assert sum(cell.source.count("assert ") for cell in cells if is_visible(cell)) >= 3
 
-    def test_link_to_their_details(self, path):
-        assert f"]({path.stem}_details.ipynb)" in prose(path)
+
+@pytest.mark.parametrize("path", DETAILED, ids=lambda path: path.stem)
+def test_link_to_their_details(path):
+    assert f"]({path.stem}_details.ipynb)" in prose(path)
 
 
 @pytest.mark.parametrize("path", DETAILS, ids=lambda path: path.stem)

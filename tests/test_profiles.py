@@ -201,6 +201,12 @@ class TestPublish:
             profiles.publish("mine", "digits10/vgg11-s1")
 
 
+def test_records_outside_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiles, "RECORDS", tmp_path / "records")
+    with pytest.raises(FileNotFoundError, match="data/records; work from a checkout"):
+        recorded()
+
+
 class TestRuns:
     def test_lie_in_the_repository_or_where_the_variable_says(self, monkeypatch, tmp_path):
         monkeypatch.delenv("URANK_RUNS", raising=False)

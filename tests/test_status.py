@@ -46,7 +46,7 @@ def test_of_one_record(record):
         [91.0, 1.0, 100 * record.plan.weight_mlu, 100 * record.plan.mlu, record.params_ratio, record.macs_ratio]
     )
     assert (frame["difference"] == frame["ours"] - frame["paper"]).all()
-    assert frame["spread"].isna().all() and (frame["runs"] == 1).all()
+    assert frame[["low", "high"]].isna().all(axis=None) and (frame["runs"] == 1).all()
     assert (frame["page"] == "table3_cifar").all()
     assert set(frame["date"]) == {record.made["finetune"]["date"]}
 
@@ -57,11 +57,11 @@ def test_changes_of_deit_are_against_the_network_that_was_split(record):
     assert frame.loc["change", "paper"] == 2.9  # printed: -0.3, against the fine-tuned original
 
 
-def test_of_two_seeds_is_their_mean_and_standard_deviation(record):
+def test_of_two_seeds_is_their_mean_and_both(record):
     frame = status.table([seeded(record, 0, 90.0), seeded(record, 1, 92.0)])
     row = rows(frame, "Table 3: VGG11, cifar10").loc["original %"]
     assert (row["ours"], row["runs"], row["difference"]) == (91.0, 2, -0.5)
-    assert row["spread"] == pytest.approx(2**0.5)
+    assert (row["low"], row["high"]) == (90.0, 92.0)
 
 
 @pytest.mark.parametrize("other", [dict(width=0.5), dict(dataset="digits10"), dict(variant="linear-probe")])
@@ -117,7 +117,7 @@ def measured_as(printed, ours):
         dict(item=f"Table 3: {number}", quantity="MLU %", paper=paper, ours=value, difference=value - paper, runs=1)
         for number, (paper, value) in enumerate(zip(printed, ours))
     ]
-    return pd.DataFrame(rows, columns=status.COLUMNS).assign(spread=float("nan"), dataset="cifar10")
+    return pd.DataFrame(rows, columns=status.COLUMNS).assign(dataset="cifar10")
 
 
 def test_predictors_compare_with_constants():
@@ -156,12 +156,12 @@ def test_changes_against_full_rank_are_means_over_seeds(record):
     frame = status.against_full_rank([*seeds, elsewhere, untested])
     assert frame.index.tolist() == [("cifar10", "vgg11"), ("cifar100", "vgg11")]
     assert frame.iloc[0][[*status.CHANGES, "runs"]].tolist() == [1, 1.75, -0.75, 2]
-    assert frame.iloc[0]["spread"] == pytest.approx(0.25 * 2**0.5)
+    assert frame.iloc[0][["low", "high"]].tolist() == [-1, -0.5]
     assert frame.iloc[1]["change"] == 1 and frame.iloc[1][status.CHANGES[1:]].isna().all()
 
 
 class TestHeatMap:
-    def test_has_rows_by_quantities_with_spread(self, record):
+    def test_has_rows_by_quantities_with_intervals(self, record):
         seeds = [seeded(record, 0, 90.0), seeded(record, 1, 92.0)]
         html = status.heat_map(status.table([*seeds, seeded(record, 0, 60.0, dataset="cifar100")])).to_html()
         assert re.findall(r"<th [^>]*col_heading[^>]*>(.*?)</th>", html) == list(status.QUANTITIES)
@@ -169,7 +169,7 @@ class TestHeatMap:
             "VGG11, cifar10",
             "VGG11, cifar100",
         ]
-        assert ">-0.5 ± 1.4<" in html and ">-6.9<" in html  # 91 and 60 %, where the paper has 91.5 and 66.9
+        assert ">-0.5 (-1.5 to +0.5)<" in html and ">-6.9<" in html  # 91 and 60 %, where the paper has 91.5 and 66.9
 
     @pytest.mark.parametrize(
         "share, color",

@@ -17,8 +17,8 @@ LIBRARY = {"urank", "urank.datasets", "urank.subspaces"}
 
 
 def python(cell) -> str:
-    """Return the source of a code cell without IPython's magic commands."""
-    return re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.MULTILINE)
+    """Return the source of a code cell without IPython's magic and shell commands."""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.MULTILINE)
 
 
 def imported(code: str) -> set[str]:

@@ -33,9 +33,9 @@ print(urank.__file__)
 """
 
 
-def run(*command, cwd):
+def run(*command, cwd, **variables):
     """The output of a command, which must succeed and cannot see this checkout."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
     command = [str(word) for word in command]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -92,6 +92,40 @@ def environment(tmp_path_factory):
     link_requirements(installed, site)
     assert "No broken requirements" in run(*pip, "check", cwd=folder)
     return folder
+
+
+@pytest.fixture
+def without_urank(tmp_path):
+    """The Python of an environment that has what the notebooks need, but not the package."""
+    venv.create(tmp_path / "environment")
+    [site] = (tmp_path / "environment").glob("lib/python*/site-packages")
+    link_requirements(importlib.metadata.distribution("urank"), site, ["reproduction"])
+    for name in ("pip", "setuptools"):
+        link_files(importlib.metadata.distribution(name), site)
+    return tmp_path / "environment" / "bin" / "python"
+
+
+@pytest.mark.slow
+def test_a_downloaded_notebook_installs_the_package_and_fetches_the_records(without_urank, tmp_path):
+    """One file in an empty folder; a repository of this working tree is in GitHub's place."""
+    repository, folder = tmp_path / "repository", tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(ROOT / "notebooks" / "table2_hyperparameters.ipynb", folder)
+    run("git", "init", "--quiet", "--bare", repository, cwd=tmp_path)
+    git = ["git", f"--git-dir={repository}", "-c", "core.bare=false", f"--work-tree={ROOT}"]
+    run(*git, "add", "--all", cwd=ROOT)
+    run(*git, "-c", "user.name=test", "-c", "user.email=", "commit", "--quiet", "--message=all", cwd=ROOT)
+    run(
+        *(without_urank, "-m", "papermill", "table2_hyperparameters.ipynb", "executed.ipynb", "-p", "profile", "smoke"),
+        cwd=folder,
+        GIT_CONFIG_COUNT="1",
+        GIT_CONFIG_KEY_0=f"url.file://{repository}.insteadOf",
+        GIT_CONFIG_VALUE_0="https://github.com/urank/urank",
+        PIP_NO_INDEX="1",
+        PIP_NO_BUILD_ISOLATION="false",  # pip's name for: do not build in isolation
+    )
+    executed = (folder / "executed.ipynb").read_text()
+    assert "cifar10/vgg11" in executed and (folder / "urank-book" / "data" / "records").exists()
 
 
 @pytest.mark.slow

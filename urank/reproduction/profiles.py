@@ -214,7 +214,12 @@ def recorded(pattern: str = "*/*") -> list[Record]:
     """Return the committed records whose names match, for example "cifar10/vgg11" or "cifar10/*", sorted by name.
 
     "*" also matches "/", and resnet18 comes before resnet101.
+
+    Raises:
+        FileNotFoundError: the package was installed without the repository's data folder.
     """
+    if not RECORDS.exists():
+        raise FileNotFoundError(f"{RECORDS}: the records are in the repository's data/records; work from a checkout")
     names = [path.relative_to(RECORDS).with_suffix("").as_posix() for path in RECORDS.rglob("*.json")]
     return [Record.load(RECORDS / f"{name}.json") for name in sorted(names, key=natural) if fnmatchcase(name, pattern)]
 

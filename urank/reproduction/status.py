@@ -4,7 +4,7 @@
 paper's numbers than one number for all networks on a data set is. A row that is not measured says what it needs.
 """
 
-from statistics import mean, stdev
+from statistics import mean
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -22,7 +22,16 @@ from urank.reproduction.figures.groups import (
 from urank.reproduction.figures.runs import devices
 from urank.reproduction.figures.snapshot import peak_layers
 from urank.reproduction.figures.style import WRAPPED, styled
-from urank.reproduction.figures.tables import PRINTED, SAME, by_row, measured_row, printed_row, unseeded, without_seed
+from urank.reproduction.figures.tables import (
+    PRINTED,
+    SAME,
+    by_row,
+    interval,
+    measured_row,
+    printed_row,
+    unseeded,
+    without_seed,
+)
 from urank.reproduction.record import Record
 
 QUANTITIES = {
@@ -38,7 +47,7 @@ PAGES |= {"Table 5": "table5_tolerance", "Figure 1": "figure1_spectra", "Figure 
 BELOW, ABOVE = "0, 114, 178", "213, 94, 0"  # blue and orange: safe for colour-blind readers
 NULL = "error of the paper's mean"
 CHANGES = ["change", "full rank, change", "fine-tuned − full rank"]
-COLUMNS = ["item", "quantity", "paper", "ours", "difference", "spread", "runs", "date", "page"]
+COLUMNS = ["item", "quantity", "paper", "ours", "low", "high", "difference", "runs", "date", "page"]
 COLUMNS += ["device", "needs", "dataset"]
 # The words that name a row, beside the number of its table.
 LABELS = {1: ["model"], 3: ["model", "dataset"], 4: ["model"], 5: ["model", "tolerance"]}
@@ -52,8 +61,8 @@ def table(records: list[Record] | None = None) -> pd.DataFrame:
         records: default all committed records.
 
     Returns:
-        The columns of `COLUMNS`. `ours` is the mean over `runs` seeds and `spread` their standard deviation (nan for
-        one run). A row that is not run has no runs; `needs` says what it takes.
+        The columns of `COLUMNS`. `ours` is the mean over `runs` seeds, and `low` and `high` are the ends of its
+        `interval` (nan for one run). A row that is not run has no runs; `needs` says what it takes.
     """
     records = profiles.recorded() if records is None else records
     rows = figure1_rows(records) + figure2_rows(records)
@@ -104,12 +113,14 @@ def measured_quantity(
     item: str, quantity: str, printed: float, ours: list[float], seeds: list[Record], where: str
 ) -> dict:
     """Return the row of one measured number, the mean over seeds, beside the paper's."""
+    low, high = interval(ours)
     return dict(
         item=item,
         quantity=quantity,
         paper=printed,
         ours=mean(ours),
-        spread=stdev(ours) if len(ours) > 1 else float("nan"),
+        low=low,
+        high=high,
         runs=len(ours),
         difference=mean(ours) - printed,
         device=devices(seeds),
@@ -210,15 +221,16 @@ def against_full_rank(records: list[Record] | None = None) -> pd.DataFrame:
 
     Returns:
         Of several seeds the mean: `change` of the split network, `full rank, change` of the original after the same
-        fine-tuning, and `fine-tuned − full rank` with its standard deviation `spread` (nan for one run); nan where the
-        full-rank network was not run.
+        fine-tuning, and `fine-tuned − full rank` with the ends `low` and `high` of its interval (nan for one run); nan
+        where the full-rank network was not run.
     """
     records = profiles.recorded() if records is None else records
     shown = [record for record in without_variants(records) if printed_row(record) is not None]
     rows = {}
     for place, seeds in by_row(shown, SAME).items():
         frame = variations.rows(seeds, [record.experiment.seed for record in seeds]).reindex(columns=CHANGES)
-        rows[place] = frame.mean(skipna=False).to_dict() | dict(spread=frame[CHANGES[-1]].std(), runs=len(seeds))
+        low, high = interval(frame[CHANGES[-1]])
+        rows[place] = frame.mean(skipna=False).to_dict() | dict(low=low, high=high, runs=len(seeds))
     return pd.DataFrame(rows).T.rename_axis(SAME)
 
 
@@ -239,10 +251,10 @@ def heat_map(frame: pd.DataFrame) -> Styler:
 
 
 def difference_text(row: dict) -> str:
-    """Return ours - paper, with the standard deviation over seeds where there are several."""
+    """Return ours - paper, with its interval where there are several seeds."""
     digits = 2 if row["quantity"] in ("change", "params", "MACs") else 1
-    spread = "" if pd.isna(row["spread"]) else f" ± {row['spread']:.{digits}f}"
-    return f"{row['difference']:+.{digits}f}{spread}"
+    ends = [f"{row[end] - row['ours'] + row['difference']:+.{digits}f}" for end in ("low", "high")]
+    return f"{row['difference']:+.{digits}f}" + ("" if row["runs"] == 1 else f" ({' to '.join(ends)})")
 
 
 def background(share: float) -> str:
@@ -257,7 +269,7 @@ def style(frame: pd.DataFrame) -> Styler:
     shown = measured(frame)
     shown = shown.assign(item=[f'<a href="{page}.html">{item}</a>' for item, page in zip(shown["item"], shown["page"])])
     shown = shown.drop(columns=["page", "needs", "dataset"]).set_index(["item", "quantity"])
-    formats = {"paper": as_printed, "ours": "{:.4g}", "spread": "{:.2g}", "difference": "{:+.3g}"}
+    formats = {"paper": as_printed, **dict.fromkeys(["ours", "low", "high"], "{:.4g}"), "difference": "{:+.3g}"}
     return styled(shown, "status", formats).set_properties(subset=["device"], **WRAPPED | {"min-width": "12em"})
 
 

@@ -39,6 +39,5 @@ from urank.reproduction.figures.variations import (
     seed_table,
     size_table,
     speed_table,
-    styled_seeds,
     throughput_table,
 )

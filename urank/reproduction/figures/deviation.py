@@ -8,16 +8,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from urank.reproduction.figures.groups import family_of
+from urank.reproduction.figures.groups import Groups, family_of, place, seed
 from urank.reproduction.figures.style import GREY, STYLE, closed, network_color, small_multiples, spelled
+from urank.reproduction.figures.tables import interval
+from urank.reproduction.figures.variations import rows
 
 UNITS = {"MLU %": "%", "params": "share of the original", "MACs": "share of the original", "change": "points"}
 
 
-def deviation(table: pd.DataFrame) -> Figure:
+def deviation(table: pd.DataFrame, repeated: Groups = ()) -> Figure:
     """Draw measured over printed numbers: one panel per column of a `measured_table`, one point per network.
 
     On the diagonal both agree. Colour is the network, the number its depth; the first data set is filled.
+
+    Args:
+        repeated: records of several seeds, one group per network: a vertical line is the `interval` of each.
     """
     pairs = beside_paper(table)
     datasets = list(pairs.index.get_level_values("dataset").unique())
@@ -29,6 +34,10 @@ def deviation(table: pd.DataFrame) -> Figure:
                 color = network_color(network)
                 face = color if dataset == datasets[0] else "white"
                 axis.plot(printed, ours, "o", ms=5.5, color=color, mfc=face, mew=1.4)
+            for seeds in repeated:
+                ends = interval(rows(seeds, [seed(record) for record in seeds])[column])
+                printed, color = pairs.loc[place(seeds[0]), (column, "paper")], network_color(place(seeds[0])[1])
+                axis.vlines(printed, *ends, color=color, lw=1.4, zorder=1)
             axis.set(xlim=span(pairs[column, "paper"]), ylim=span(pairs[column, "measured"]))
             axis.set(xlabel=f"paper ({UNITS[column]})", ylabel="measured")
             axis.set_title(column.removesuffix(" %"), loc="left")

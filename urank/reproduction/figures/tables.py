@@ -1,9 +1,12 @@
 """Tables 1, 3, 4 and 5: accuracy, mean layer utilization and size before and after, the paper's row above ours."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from urank.reproduction import paper
 from urank.reproduction.experiment import Experiment
@@ -79,6 +82,20 @@ def with_labels(frame: pd.DataFrame) -> pd.DataFrame:
 def mean_row(seeds: Sequence[Record]) -> pd.Series:
     """Return the mean of `measured_row` over seeds; nan where a seed has no value."""
     return pd.DataFrame([measured_row(record) for record in seeds]).mean(skipna=False)
+
+
+def interval(seeds: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of three or more seeds, or the lowest and highest of two.
+
+    Both ends are nan for one seed.
+
+    >>> interval([1.0, 3.0]), [round(end, 2) for end in interval([1.0, 2.0, 3.0])]
+    ((1.0, 3.0), [-0.48, 4.48])
+    """
+    if len(seeds) < 3:
+        return (float(np.min(seeds)), float(np.max(seeds))) if len(seeds) == 2 else (math.nan, math.nan)
+    mean, half = np.mean(seeds), stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(seeds)
+    return float(mean - half), float(mean + half)
 
 
 def measured_row(record: Record) -> dict[str, float]:

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from statistics import mean
 
 import pandas as pd
-from pandas.io.formats.style import Styler
 
 from urank.reproduction.figures.groups import (
     finetuning_epochs,
@@ -15,11 +14,11 @@ from urank.reproduction.figures.groups import (
     training_epochs,
     without_variants,
 )
-from urank.reproduction.figures.style import EXACT, styled
 from urank.reproduction.figures.tables import (
     COLUMNS,
     SAME,
     by_row,
+    interval,
     measured_row,
     printed_row,
     speed_ratios,
@@ -27,19 +26,16 @@ from urank.reproduction.figures.tables import (
 )
 from urank.reproduction.record import Record
 
-DEVIATION = "standard deviation"
+ENDS = ("95 % interval, low", "95 % interval, high")  # of the mean of three or more seeds
 
 
 def seed_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row per seed, then the mean, the standard deviation and the paper's row."""
+    """Return one row per seed, then the mean, of three or more seeds its interval (see `ENDS`), and the paper's row."""
     frame = rows(records, [seed(record) for record in records])
-    numbers = {"mean": frame.mean(skipna=False), DEVIATION: frame.std(skipna=False)}
-    return with_paper(pd.concat([frame, pd.DataFrame(numbers).T]), records[0]).rename_axis("seed")
-
-
-def styled_seeds(frame: pd.DataFrame, identifier: str) -> Styler:
-    """Return a seed table as a page shows it: a standard deviation has no sign."""
-    return styled(frame, identifier, EXACT).format("{:.2f}", na_rep="–", subset=pd.IndexSlice[[DEVIATION], :])
+    added = [frame.mean(skipna=False).to_frame("mean").T]
+    if len(records) > 2:
+        added.append(frame.apply(interval, result_type="expand").set_axis(ENDS))
+    return with_paper(pd.concat([frame, *added]), records[0]).rename_axis("seed")
 
 
 def recipe_table(records: Sequence[Record], fit: str) -> pd.DataFrame:
