@@ -17,12 +17,18 @@ from urank.datasets import FileSplit, View
 from urank.factorize import count_cost
 from urank.files import read_weights
 from urank.models import create
+from urank.models.loading import preprocessing_of
 from urank.reproduction import figures
 from urank.reproduction.experiment import Experiment, check_start
 from urank.reproduction.runner import run
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe
 
+TIMM_WEIGHTS = [
+    ("deit_tiny_patch16_224", "fb_in1k"),
+    ("test_resnet", "r160_in1k"),
+    ("vit_base_patch16_clip_384", "laion2b_ft_in12k_in1k"),  # images are squashed
+]
 CLASSES, SMALL = 1000, View(size=24, resize=32)
 
 
@@ -96,7 +102,7 @@ class TestView:
         preset = torchvision.models.get_model_weights(name)[tag].transforms()
         torch.testing.assert_close(self.seen(photograph, f"torchvision/{name}", tag), preset(pil_loader(photograph)))
 
-    @pytest.mark.parametrize("name, tag", [("deit_tiny_patch16_224", "fb_in1k"), ("test_resnet", "r160_in1k")])
+    @pytest.mark.parametrize("name, tag", TIMM_WEIGHTS)
     def test_equals_the_preprocessing_of_timm(self, photograph, name, tag):
         config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(f"{name}.{tag}").to_dict())
         expected = timm.data.create_transform(**config)(pil_loader(photograph))
@@ -106,14 +112,23 @@ class TestView:
     def seen(path, name, tag):
         """The input tensor that a data set makes from a photograph for the network with these weights."""
         wanted = models.preprocessing(name, tag)
-        view = View(wanted["size"], wanted["resize"], wanted["interpolation"])
+        view = View(**{key: value for key, value in wanted.items() if key not in ("mean", "std")})
         split = FileSplit(np.array([str(path)]), torch.zeros(1, dtype=torch.int64), view)
         dataset = datasets.Dataset("one", 1, split, split, wanted["mean"], wanted["std"])
         return next(iter(dataset.batches(split)))[0][0].contiguous()
 
-    def test_another_crop_is_refused(self):
-        with pytest.raises(ValueError, match="expect crop mode 'squash'"):
-            models.preprocessing("timm/vit_base_patch16_clip_384", "laion2b_ft_in12k_in1k")
+    def test_of_a_network_that_a_function_returned(self):
+        network = timm.create_model("test_vit", pretrained=False)
+        network.pretrained_cfg["crop_mode"] = "squash"
+        assert preprocessing_of("mine:build", network)["squash"]
+
+    @pytest.mark.parametrize("wrong", [dict(crop_mode="border"), dict(input_size=(3, 160, 128))], ids=str)
+    def test_padded_or_oblong_images_are_refused(self, wrong):
+        """No published weights for 1000 classes expect them, but a function may return such a network."""
+        network = timm.create_model("test_vit", pretrained=False)
+        network.pretrained_cfg |= wrong
+        with pytest.raises(ValueError, match="test_vit expects crop mode .* x .* pixels; only square images"):
+            preprocessing_of("mine:build", network)
 
     def test_unknown_weights_are_refused(self):
         with pytest.raises(ValueError, match="no published weights 'V9'"):

@@ -21,6 +21,7 @@ def read_imagenet(
     size: int = 224,
     resize: int = 256,
     interpolation: str = "bilinear",
+    squash: bool = False,
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
 ) -> Dataset:
@@ -35,7 +36,7 @@ def read_imagenet(
     Args:
         name: "imagenet-1k".
         folder: default: `data_folder()`/imagenet.
-        size, resize, interpolation: see `View`.
+        size, resize, interpolation, squash: see `View`.
         mean, std: mean and standard deviation per channel, where 1 is the full pixel range.
 
     Raises:
@@ -50,7 +51,7 @@ def read_imagenet(
             f"{folder}: train/ and val/ must contain the same {needed} folders, one per class; they have "
             f"{len(classes)} and {len(parts[1].classes)}"
         )
-    train, test = (shuffled(part, View(size, resize, interpolation)) for part in parts)
+    train, test = (shuffled(part, View(size, resize, interpolation, squash)) for part in parts)
     return Dataset(name, needed, train, test, tuple(mean), tuple(std))
 
 
