@@ -269,6 +269,11 @@ class Batches:
         order = order.to(self.split.labels.device)
         return replace(self, rows=order if self.rows is None else self.rows[order], sizes=tuple(sizes))
 
+    def to(self, device: torch.device | str) -> "Batches":
+        """Return the batches on `device`: images in memory are copied there, files are read when they are needed."""
+        split = self.split.feed(device)
+        return replace(self, split=split, rows=self.rows if self.rows is None else self.rows.to(split.labels.device))
+
 
 def from_arrays(
     name: str, classes: int, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
