@@ -146,7 +146,7 @@ class TestSchedule:
         rates, last = learning_rates(recipe, steps=4)
         rising = min(round(20 * warmup), 19)
         falling = [0.15 * (1 + np.cos(np.pi * step / (20 - rising))) for step in range(20 - rising)]
-        assert rates == pytest.approx([*np.linspace(0.003, 0.3, rising + 1)[:-1], *falling]) and last == 0
+        assert rates == pytest.approx([*np.linspace(0.033 * 0.3, 0.3, rising + 1)[:-1], *falling]) and last == 0
 
     def test_epochs_have_distinct_seeds(self):
         seeds = {epoch_seed(seed, epoch) for seed in range(20) for epoch in range(50)}

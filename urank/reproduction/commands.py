@@ -15,9 +15,11 @@ from urank.plan import NOT_RECORDED
 from urank.reproduction import compare as record_comparison
 from urank.reproduction import profiles
 from urank.reproduction import status as paper_status
+from urank.reproduction.cost_estimates import basis
 from urank.reproduction.preview import preview, seconds_spent, stage_states
 from urank.reproduction.profiles import folder_of, load_profile, profile_names
 from urank.reproduction.record import Record
+from urank.reproduction.requirements import NOTES, requirements
 from urank.reproduction.runner import delete_run, has_results
 
 Profile = Annotated[str, typer.Option(help=f"Set of experiments, a file in profiles/: {', '.join(profile_names())}.")]
@@ -57,6 +59,9 @@ def reproduce(
     names = loaded.names(only or (), parse_seeds(seeds))
     if dry_run:
         typer.echo(left_aligned(preview(loaded, names, fresh)))
+        needed = requirements(loaded, names, fresh)
+        if len(needed):
+            typer.echo(f"\n{left_aligned(needed)}\n\n{NOTES}\n{basis()}")
         return
     pick_device(device)
     if fresh:

@@ -32,7 +32,7 @@ from urank.numerics import arithmetic, autocast, benchmarked_convolutions, ieee_
 from urank.training.cuda_graph import CapturedFunction
 from urank.training.recipe import Recipe, result_fields
 
-WARMUP_START = 0.01  # learning rate of the first step of "cosine", as a share of the highest
+WARMUP_START = 0.033  # learning rate of the first step of "cosine", as a share of the highest; as in torchvision
 SAVE_INTERVAL = 20.0  # seconds; after a shorter epoch no checkpoint is written
 
 

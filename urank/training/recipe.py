@@ -22,7 +22,7 @@ class Recipe:
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD or AdamW.
         schedule: "one_cycle" (cosine up to `lr`, then cosine down to almost 0), "multistep" (divided by 10 at each of
-            `milestones`) or "cosine" (linear from 1 % of `lr` up to `lr`, then cosine down to 0).
+            `milestones`) or "cosine" (linear from 3.3 % of `lr` up to `lr`, then cosine down to 0).
         warmup: share of the steps in which "one_cycle" and "cosine" increase the learning rate.
         milestones: epochs at which "multistep" reduces the learning rate.
         label_smoothing: label smoothing of the cross-entropy loss.
