@@ -1,6 +1,7 @@
 """Image files in the layout of ImageNet, with one small picture per class in each part."""
 
 import colorsys
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,8 +19,10 @@ from urank.factorize import count_cost
 from urank.files import read_weights
 from urank.models import create
 from urank.models.loading import preprocessing_of
-from urank.reproduction import figures
+from urank.reproduction import figures, stages
 from urank.reproduction.experiment import Experiment, check_start
+from urank.reproduction.profiles import load_profile
+from urank.reproduction.record import Record
 from urank.reproduction.runner import run
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe
@@ -172,6 +175,34 @@ def test_a_fit_on_files_equals_a_fit_on_images_in_memory(folder):
         fit(network, replace(dataset, train=dataset.train), Recipe(epochs=2, batch_size=10, crop=3))
         weights.append(network.state_dict())
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+FAMILIES = {
+    "vit": ("imagenet-1k/torchvision/vit_b_16", 1 / 6),
+    "deit": ("imagenet-1k/timm/deit_tiny_patch16_224", 1 / 3),
+    "swin": ("imagenet-1k/timm/swin_tiny_patch4_window7_224", 1 / 3),
+    "resnet18": ("imagenet-1k/torchvision/resnet50", 0.1),
+}
+
+
+@pytest.mark.parametrize("network", FAMILIES)
+def test_the_recipes_of_table_2_fine_tune_split_networks(network, folder, tmp_path, monkeypatch):
+    """A thin network of each family runs one epoch of the recipe that the profile has for the published one."""
+    monkeypatch.setattr(stages, "BATCH_SIZES", (1,))
+    published, width = FAMILIES[network]
+    recipe = replace(load_profile("imagenet").find(published).finetune, epochs=1, batch_size=100)
+    data = dict(folder=str(folder), size=32, resize=32)
+    protocol = dict(tolerance=100.0, calibration=30, validation=10, baseline=False)
+    experiment = Experiment(network, "imagenet-1k", Recipe(epochs=0), recipe, width, data, **protocol)
+    record = run(experiment, tmp_path / "run", "cpu", progress=False)
+    [epoch] = record.history["finetune"]
+    assert math.isfinite(epoch["loss"]) and 0 <= epoch["accuracy"] <= 100
+    assert Record.load(tmp_path / "run" / "record.json").experiment.finetune == recipe
+    before, after = (
+        read_weights(tmp_path / "run" / part / "weights.safetensors") for part in ("decomposed", "finetuned")
+    )
+    changed = [name for name in before if not before[name].equal(after[name])]
+    assert all(tensor.isfinite().all() for tensor in after.values()) and len(changed) > len(before) / 2
 
 
 class TestExperiment:

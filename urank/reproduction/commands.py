@@ -16,6 +16,7 @@ from urank.reproduction import compare as record_comparison
 from urank.reproduction import profiles
 from urank.reproduction import status as paper_status
 from urank.reproduction.cost_estimates import basis
+from urank.reproduction.figures import prepared_recipes
 from urank.reproduction.preview import preview, seconds_spent, stage_states
 from urank.reproduction.profiles import folder_of, load_profile, profile_names
 from urank.reproduction.record import Record
@@ -128,6 +129,9 @@ def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
     missing = compared[compared["runs"] == 0]
     width = missing["item"].str.len().max()
     typer.echo("\n".join(missing["item"].str.ljust(width) + "  " + missing["needs"]) + "\n")
+    prepared = prepared_recipes(loaded.experiments)
+    if len(prepared):
+        typer.echo(f"Fine-tuning on ImageNet, once profile {profile} sets `epochs`:\n{prepared.to_string()}\n")
     names = loaded.names(seeds=parse_seeds(seeds))
     rows = {name: stage_states(loaded.find(name), folder_of(profile, name)) for name in names}
     typer.echo(pd.DataFrame(rows).T.to_string())
