@@ -40,7 +40,10 @@ def reproduce(
         bool, typer.Option("--fresh", help="Delete existing results first. Says what they are and how long they took.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run, resume or be reused, and why; then stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print what would run, resume or be reused, and what ImageNet requires; then stop."
+        ),
     ] = False,
     time_budget: Annotated[
         float | None,
@@ -128,7 +131,8 @@ def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
     typer.echo(paper_status.summary(compared) + "\n")
     missing = compared[compared["runs"] == 0]
     width = missing["item"].str.len().max()
-    typer.echo("\n".join(missing["item"].str.ljust(width) + "  " + missing["needs"]) + "\n")
+    typer.echo("\n".join(missing["item"].str.ljust(width) + "  " + missing["needs"]))
+    typer.echo(f"{basis()}\n")
     prepared = prepared_recipes(loaded.experiments)
     if len(prepared):
         typer.echo(f"Fine-tuning on ImageNet, once profile {profile} sets `epochs`:\n{prepared.to_string()}\n")
