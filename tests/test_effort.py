@@ -5,12 +5,11 @@ import json
 import pytest
 from huggingface_hub import constants
 
-from urank.models.libraries import is_downloaded
 from urank.reproduction import cost_estimates, paper
 from urank.reproduction.commands import reproduce
 from urank.reproduction.paths import ROOT
 from urank.reproduction.profiles import load_profile
-from urank.reproduction.requirements import requirements
+from urank.reproduction.requirements import is_downloaded, requirements
 
 VIT, DEIT = "imagenet-1k/torchvision/vit_b_16@end-to-end", "imagenet-1k/timm/deit_tiny_patch16_224"
 

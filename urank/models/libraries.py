@@ -9,18 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import Any
 
 import timm
-import torch
 import torchvision
-from huggingface_hub import try_to_load_from_cache
 from timm.models import PretrainedCfg
-from timm.models._hub import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import nn
-
-HUB_FILES = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)  # names of a weights file on the Hugging Face Hub
 
 
 @cache  # called for every network of a profile, and timm rebuilds its list on every call
@@ -84,20 +77,6 @@ def timm_weights(name: str) -> PretrainedCfg:
     if published is None or not published.has_weights:
         raise ValueError(f"timm has no published weights for {name!r}: create it with pretrained=False")
     return published
-
-
-def is_downloaded(name: str, weights: str) -> bool:
-    """Return True if published weights are in the cache of torchvision or timm; nothing is downloaded.
-
-    Args:
-        name, weights: as in `preprocessing`.
-    """
-    library, _, network = name.partition("/")
-    published: Any = torchvision_weights(network, weights) if library == "torchvision" else None
-    published = published or timm_weights(f"{network}.{weights}")
-    if hub := getattr(published, "hf_hub_id", None):
-        return any(isinstance(try_to_load_from_cache(hub, file), str) for file in HUB_FILES)
-    return Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(published.url).name).exists()
 
 
 def preprocessing(name: str, weights: str) -> dict:

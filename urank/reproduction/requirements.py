@@ -6,10 +6,12 @@ Networks are built on the meta device: shapes without weights, and no download.
 import inspect
 from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from huggingface_hub import try_to_load_from_cache
 from tqdm import tqdm
 
 from urank import models
@@ -18,7 +20,7 @@ from urank.datasets import imagenet
 from urank.factorize import count_cost
 from urank.layers import matrix_layers, used_layers, weight_matrix
 from urank.measure import count_probes
-from urank.models.libraries import is_downloaded
+from urank.models.libraries import timm_weights, torchvision_weights
 from urank.reproduction import paper
 from urank.reproduction.cost_estimates import VALIDATION, search_hours, training_hours
 from urank.reproduction.experiment import Experiment, preprocessing_of
@@ -28,6 +30,7 @@ from urank.reproduction.run_folder import one_image
 from urank.reproduction.stages import stages_of
 
 COLUMNS = ["experiment", "layers", "probes", "GMACs", "memory, GiB", "search, GPU h", "fine-tuning, GPU h", "missing"]
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # names of timm's weights files on the Hugging Face Hub
 NOTES = (
     "probes: at most. memory: of the search, with all validation images, without activations. fine-tuning: with the "
     "epochs of Table 2 if the profile has none.\nMissing weights are downloaded when an experiment starts; images must "
@@ -106,3 +109,17 @@ def missing(experiment: Experiment, trained: bool) -> list[str]:
     images = [f"images ({', '.join(parts)})"] if parts else []
     needed = experiment.pretrained is not None and not trained
     return images + ["weights"] * (needed and not is_downloaded(experiment.network, experiment.pretrained))
+
+
+def is_downloaded(name: str, weights: str) -> bool:
+    """Return True if published weights are in the cache of torchvision or timm; nothing is downloaded.
+
+    Args:
+        name, weights: as in `models.preprocessing`.
+    """
+    library, _, network = name.partition("/")
+    published: Any = torchvision_weights(network, weights) if library == "torchvision" else None
+    published = published or timm_weights(f"{network}.{weights}")
+    if hub := getattr(published, "hf_hub_id", None):
+        return any(isinstance(try_to_load_from_cache(hub, file), str) for file in HUB_FILES)
+    return Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(published.url).name).exists()
