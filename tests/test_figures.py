@@ -931,12 +931,13 @@ class TestTable2:
         assert float(transformers["ema decay"]) in figures.numbers(printed.iloc[:, 0]["EMA Decay"])
         assert (transformers["optimizer"], resnets["optimizer"], resnets["ema decay"]) == ("adamw", "sgd", "none")
 
-    def test_one_column_has_one_recipe(self):
+    def test_several_prepared_recipes_of_one_column_are_named_by_experiments(self):
         experiments = load_profile("imagenet").experiments
-        name = "imagenet-1k/timm/deit_tiny_patch16_224"
+        first, name = "imagenet-1k/torchvision/vit_b_32", "imagenet-1k/timm/deit_tiny_patch16_224"
         other = replace(experiments[name], finetune=replace(experiments[name].finetune, mixup=0.8))
-        with pytest.raises(ValueError, match=f"{name} belong to one column of Table 2"):
-            figures.prepared_recipes(experiments | {name: other})
+        prepared = figures.prepared_recipes(experiments | {name: other})
+        assert list(prepared) == [first, name, "ResNets, ImageNet"]
+        assert prepared.loc["mixup"].tolist() == ["0.2", "0.8", "0"]
 
     def test_other_data_sets_prepare_nothing(self, record):
         assert figures.prepared_recipes({"digits10/vgg11": record.experiment}).empty

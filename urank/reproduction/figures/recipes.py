@@ -47,21 +47,19 @@ def shared_fields(experiments: Mapping[str, Experiment]) -> pd.DataFrame:
 
 
 def prepared_recipes(experiments: Mapping[str, Experiment]) -> pd.DataFrame:
-    """Return the recipes that experiments on ImageNet would be fine-tuned with, one column per column of Table 2.
+    """Return the recipes that experiments on ImageNet would be fine-tuned with, one column per recipe.
 
-    Epochs are those of Table 2 if the experiments have none. Only the fields that differ from the defaults.
-
-    Raises:
-        ValueError: experiments of one column have several recipes.
+    Epochs are those of Table 2 if an experiment has none. Only the fields that differ from the defaults. A recipe has
+    the name of its column in Table 2; if there are several for one column, each has the name of its first experiment.
     """
-    found: dict[str, dict[Recipe, str]] = {}
+    found: dict[tuple[str, Recipe], str] = {}
     for name, one in experiments.items():
         if one.dataset == "imagenet-1k":
             recipe = replace(one.finetune, epochs=one.finetune.epochs or paper.finetuning_epochs(one.network))
-            found.setdefault(paper.recipe_column(one.network), {})[recipe] = name
-    if several := [names for names in found.values() if len(names) > 1]:
-        raise ValueError(f"{' and '.join(several[0].values())} belong to one column of Table 2 but have other recipes")
-    frame = pd.DataFrame({column: asdict(next(iter(recipes))) for column, recipes in found.items()}, dtype=object)
+            found.setdefault((paper.recipe_column(one.network), recipe), name)
+    columns = [column for column, _ in found]
+    titles = [column if columns.count(column) == 1 else name for (column, _), name in found.items()]
+    frame = pd.DataFrame({title: asdict(recipe) for title, (_, recipe) in zip(titles, found)}, dtype=object)
     default = pd.Series(asdict(Recipe(epochs=0)), dtype=object)
     chosen = [name for name in frame.index if any(value != default[name] for value in frame.loc[name])]
     return frame.loc[chosen].map(readable).rename(index=lambda name: name.replace("_", " "))
