@@ -242,7 +242,7 @@ class TestStatus:
         header, *rows = (line.split() for line in stages.splitlines())
         assert code == 0
         assert "Table 3: VGG11, cifar10" in paper and "rows not run" in paper and "error of the paper's mean" in paper
-        assert "Table 1: ViTB16" in missing and "ImageNet and about 118 GPU hours" in missing
+        assert "Table 1: ViTB16" in missing and "ImageNet and about 98 GPU hours" in missing
         assert header == ["start", *STAGES]
         assert rows == [["digits10/vgg11", *["done"] * 6, "-", "done", "done"], ["digits10/vgg11-s1", *["-"] * 9]]
 
@@ -254,6 +254,13 @@ class TestStatus:
 
     def test_of_an_unknown_profile(self, urank):
         fails_in_one_sentence(urank("status", "--profile", "nonesuch"), "nonesuch")
+
+
+def test_the_status_of_imagenet_tells_the_recipes(urank):
+    code, out, _ = urank("status", "--profile", "imagenet")
+    [recipes] = [part for part in out.split("\n\n") if part.startswith("Fine-tuning on ImageNet")]
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in recipes.splitlines()[2:]}
+    assert code == 0 and rows["epochs"] == ["300", "90"] and rows["ema decay"] == ["0.9", "none"]
 
 
 class TestPublish:

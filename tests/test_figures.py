@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from urank.reproduction import figures, paper
 from urank.reproduction.figures.groups import place
 from urank.reproduction.figures.style import GREY, network_color, signed
+from urank.reproduction.profiles import load_profile
 from urank.reproduction.record import Record
 from urank.training.recipe import Recipe
 
@@ -932,6 +933,29 @@ class TestTable2:
         assert figures.recipe_fields({"taken": taken}).index.tolist() == [("taken", "finetune")]
         neither = {"neither": replace(taken, finetune=taken.train)}
         assert figures.recipe_fields(neither).empty and figures.shared_fields(neither).empty
+
+    def test_prepared_recipes_have_the_printed_values(self):
+        """Each value of the profile is one of the printed grid, and the epochs are the printed ones."""
+        prepared = figures.prepared_recipes(load_profile("imagenet").experiments)
+        printed = paper.table2()[list(prepared)]
+        names = {"Batch Size": "batch size", "Epochs": "epochs", "Learning Rate": "lr", "Weight Decay": "weight decay"}
+        for row, field in names.items():
+            for column in prepared:
+                assert float(prepared.loc[field, column]) in figures.numbers(printed.loc[row, column])
+        transformers, resnets = (prepared[column] for column in prepared)
+        assert float(transformers["ema decay"]) in figures.numbers(printed.iloc[:, 0]["EMA Decay"])
+        assert (transformers["optimizer"], resnets["optimizer"], resnets["ema decay"]) == ("adamw", "sgd", "none")
+
+    def test_several_prepared_recipes_of_one_column_are_named_by_experiments(self):
+        experiments = load_profile("imagenet").experiments
+        first, name = "imagenet-1k/torchvision/vit_b_32", "imagenet-1k/timm/deit_tiny_patch16_224"
+        other = replace(experiments[name], finetune=replace(experiments[name].finetune, mixup=0.8))
+        prepared = figures.prepared_recipes(experiments | {name: other})
+        assert list(prepared) == [first, name, "ResNets, ImageNet"]
+        assert prepared.loc["mixup"].tolist() == ["0.2", "0.8", "0"]
+
+    def test_other_data_sets_prepare_nothing(self, record):
+        assert figures.prepared_recipes({"digits10/vgg11": record.experiment}).empty
 
 
 def test_runs_are_one_line_each(several):

@@ -1,6 +1,7 @@
 """Image files in the layout of ImageNet, with one small picture per class in each part."""
 
 import colorsys
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +18,20 @@ from urank.datasets import FileSplit, View
 from urank.factorize import count_cost
 from urank.files import read_weights
 from urank.models import create
-from urank.reproduction import figures
+from urank.models.loading import preprocessing_of
+from urank.reproduction import figures, stages
 from urank.reproduction.experiment import Experiment, check_start
+from urank.reproduction.profiles import load_profile
+from urank.reproduction.record import Record
 from urank.reproduction.runner import run
 from urank.training.fitting import fit
 from urank.training.recipe import Recipe
 
+TIMM_WEIGHTS = [
+    ("deit_tiny_patch16_224", "fb_in1k"),
+    ("test_resnet", "r160_in1k"),
+    ("vit_base_patch16_clip_384", "laion2b_ft_in12k_in1k"),  # images are squashed
+]
 CLASSES, SMALL = 1000, View(size=24, resize=32)
 
 
@@ -96,7 +105,7 @@ class TestView:
         preset = torchvision.models.get_model_weights(name)[tag].transforms()
         torch.testing.assert_close(self.seen(photograph, f"torchvision/{name}", tag), preset(pil_loader(photograph)))
 
-    @pytest.mark.parametrize("name, tag", [("deit_tiny_patch16_224", "fb_in1k"), ("test_resnet", "r160_in1k")])
+    @pytest.mark.parametrize("name, tag", TIMM_WEIGHTS)
     def test_equals_the_preprocessing_of_timm(self, photograph, name, tag):
         config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(f"{name}.{tag}").to_dict())
         expected = timm.data.create_transform(**config)(pil_loader(photograph))
@@ -106,14 +115,23 @@ class TestView:
     def seen(path, name, tag):
         """The input tensor that a data set makes from a photograph for the network with these weights."""
         wanted = models.preprocessing(name, tag)
-        view = View(wanted["size"], wanted["resize"], wanted["interpolation"])
+        view = View(**{key: value for key, value in wanted.items() if key not in ("mean", "std")})
         split = FileSplit(np.array([str(path)]), torch.zeros(1, dtype=torch.int64), view)
         dataset = datasets.Dataset("one", 1, split, split, wanted["mean"], wanted["std"])
         return next(iter(dataset.batches(split)))[0][0].contiguous()
 
-    def test_another_crop_is_refused(self):
-        with pytest.raises(ValueError, match="expect crop mode 'squash'"):
-            models.preprocessing("timm/vit_base_patch16_clip_384", "laion2b_ft_in12k_in1k")
+    def test_of_a_network_that_a_function_returned(self):
+        network = timm.create_model("test_vit", pretrained=False)
+        network.pretrained_cfg["crop_mode"] = "squash"
+        assert preprocessing_of("mine:build", network)["squash"]
+
+    @pytest.mark.parametrize("wrong", [dict(crop_mode="border"), dict(input_size=(3, 160, 128))], ids=str)
+    def test_padded_or_oblong_images_are_refused(self, wrong):
+        """No published weights for 1000 classes expect them, but a function may return such a network."""
+        network = timm.create_model("test_vit", pretrained=False)
+        network.pretrained_cfg |= wrong
+        with pytest.raises(ValueError, match="test_vit expects crop mode .* x .* pixels; only square images"):
+            preprocessing_of("mine:build", network)
 
     def test_unknown_weights_are_refused(self):
         with pytest.raises(ValueError, match="no published weights 'V9'"):
@@ -157,6 +175,34 @@ def test_a_fit_on_files_equals_a_fit_on_images_in_memory(folder):
         fit(network, replace(dataset, train=dataset.train), Recipe(epochs=2, batch_size=10, crop=3))
         weights.append(network.state_dict())
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+FAMILIES = {
+    "vit": ("imagenet-1k/torchvision/vit_b_16", 1 / 6),
+    "deit": ("imagenet-1k/timm/deit_tiny_patch16_224", 1 / 3),
+    "swin": ("imagenet-1k/timm/swin_tiny_patch4_window7_224", 1 / 3),
+    "resnet18": ("imagenet-1k/torchvision/resnet50", 0.1),
+}
+
+
+@pytest.mark.parametrize("network", FAMILIES)
+def test_the_recipes_of_table_2_fine_tune_split_networks(network, folder, tmp_path, monkeypatch):
+    """A thin network of each family runs one epoch of the recipe that the profile has for the published one."""
+    monkeypatch.setattr(stages, "BATCH_SIZES", (1,))
+    published, width = FAMILIES[network]
+    recipe = replace(load_profile("imagenet").find(published).finetune, epochs=1, batch_size=100)
+    data = dict(folder=str(folder), size=32, resize=32)
+    protocol = dict(tolerance=100.0, calibration=30, validation=10, baseline=False)
+    experiment = Experiment(network, "imagenet-1k", Recipe(epochs=0), recipe, width, data, **protocol)
+    record = run(experiment, tmp_path / "run", "cpu", progress=False)
+    [epoch] = record.history["finetune"]
+    assert math.isfinite(epoch["loss"]) and 0 <= epoch["accuracy"] <= 100
+    assert Record.load(tmp_path / "run" / "record.json").experiment.finetune == recipe
+    before, after = (
+        read_weights(tmp_path / "run" / part / "weights.safetensors") for part in ("decomposed", "finetuned")
+    )
+    changed = [name for name in before if not before[name].equal(after[name])]
+    assert all(tensor.isfinite().all() for tensor in after.values()) and len(changed) > len(before) / 2
 
 
 class TestExperiment:

@@ -11,12 +11,13 @@ from conftest import briefly_trained, in_batches, small_cnn, structured_images
 from PIL import Image
 from torch import nn
 
-from urank import cli
+import urank
+from urank import cli, datasets
 from urank.calibration import accumulate_grams
 from urank.datasets.folders import class_numbers
 from urank.factorize import count_cost, load_compact
 from urank.files import read_json, write_tensors
-from urank.measure import few_images_note, measurable, measure
+from urank.measure import as_validation, few_images_note, measurable, measure
 from urank.models.loading import full_name, load_weights
 from urank.plan import RankPlan
 from urank.search.bisection import search_ranks
@@ -92,6 +93,15 @@ class TestMeasure:
     def test_notes_when_a_projection_may_lose_fewer_than_five_images(self, tolerance, total, note):
         assert bool(few_images_note(tolerance, total)) == note
 
+    def test_large_data_sets_are_on_the_device_in_every_order(self, monkeypatch):
+        monkeypatch.setattr(urank.search.validation, "MAX_FLOAT_BYTES", 0)
+        digits = datasets.load("digits10", train=20, test=30)
+        validation = as_validation(nn.Linear(2, 2, device="meta"), digits.batches(digits.test, 8))
+        assert isinstance(validation.batches, datasets.Batches)
+        for order in (torch.arange(30), torch.arange(30).flip(0)):
+            validation = validation.in_order(order)
+            assert {part.device.type for batch in validation for part in batch} == {"meta"}
+
     def test_no_batch(self, network):
         with pytest.raises(ValueError, match="no batch of images"):
             measure(network, [], VALIDATION)
@@ -108,6 +118,17 @@ def in_place():
         def forward(self, images):
             return images.sub_(images.mean())
     return nn.Sequential(Centre(), build())
+
+def timm_network(crop_mode):
+    network = build()
+    network.pretrained_cfg = dict(architecture="mine", input_size=(3, 16, 16), crop_pct=1.0, crop_mode=crop_mode)
+    return network
+
+def padded():
+    return timm_network("border")
+
+def squashed():
+    return timm_network("squash")
 
 def three_numbers():
     return 1, 2, 3
@@ -183,6 +204,10 @@ class TestCommand:
         assert compact(torch.zeros(1, 3, 16, 16)).shape == (1, 4)
         assert f"MLU         {100 * RankPlan.load(folder / 'out' / 'plan.json').mlu:.1f} %" in out
 
+    def test_squashes_images_for_a_network_that_expects_it(self, command, folder):
+        assert command(model="mine:squashed")[0] == 0
+        assert read_json(folder / "out" / "measurement.json")["preprocessing"]["squash"]
+
     def test_a_dry_run_only_says_what_would_be_measured(self, command, folder):
         code, out, _ = command("--dry-run")
         assert code == 0 and "16 for calibration, 24 for validation" in out and not (folder / "out").exists()
@@ -253,6 +278,7 @@ class TestBadInput:
             ([], "mine:nothing", "mine:nothing: module 'mine' has no attribute 'nothing'"),
             ([], "mine:three_numbers", "the function returned tuple, not a torch.nn.Module"),
             ([], "mine:in_place", "weights of another network"),
+            ([], "mine:padded", "mine expects crop mode 'border'"),
             ([], "vit_tiny_patch16_225", "did you mean"),
         ],
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Trap
+from timm.data import Mixup
 from torch import nn
 from torch.nn import functional as F
 
@@ -75,7 +76,7 @@ class TestRecipe:
             (dict(batch_size=0), "batch_size .*got 0"),
             (dict(lr=0), "lr .*got 0"),
             (dict(lr=-0.1), "lr .*got -0.1"),
-            (dict(schedule="cosine"), "'cosine'"),
+            (dict(schedule="linear"), "'cosine', got 'linear'"),
             (dict(precision="float16"), "'float16'"),
             (dict(compile="yes"), "'yes'"),
             (dict(capture=1), "capture must be true or false, got 1"),
@@ -95,6 +96,8 @@ class TestRecipe:
             (dict(momentum=-0.1), "momentum"),
             (dict(weight_decay=-0.1), "weight_decay"),
             (dict(label_smoothing=1.5), "label_smoothing"),
+            (dict(mixup=-0.2), "mixup .*got -0.2"),
+            (dict(cutmix="1"), "cutmix must be a number"),
         ],
     )
     def test_refuses(self, wrong, named):
@@ -113,7 +116,7 @@ def learning_rates(recipe, steps):
     for _ in range(recipe.epochs * steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        schedule.step_update(len(rates)) if recipe.schedule == "cosine" else schedule.step()
     return rates, optimizer.param_groups[0]["lr"]
 
 
@@ -136,6 +139,14 @@ class TestSchedule:
         rates, last = learning_rates(recipe, steps=4)
         assert rates == pytest.approx([0.5] * 8 + [0.05] * 12 + [0.005] * 4)
         assert last == pytest.approx(0.005)
+
+    @pytest.mark.parametrize("warmup", [0.2, 1.0, 0.001])
+    def test_cosine_rises_linearly_and_falls_to_zero(self, warmup):
+        recipe = Recipe(epochs=5, lr=0.3, schedule="cosine", warmup=warmup)
+        rates, last = learning_rates(recipe, steps=4)
+        rising = min(round(20 * warmup), 19)
+        falling = [0.15 * (1 + np.cos(np.pi * step / (20 - rising))) for step in range(20 - rising)]
+        assert rates == pytest.approx([*np.linspace(0.033 * 0.3, 0.3, rising + 1)[:-1], *falling]) and last == 0
 
     def test_epochs_have_distinct_seeds(self):
         seeds = {epoch_seed(seed, epoch) for seed in range(20) for epoch in range(50)}
@@ -266,6 +277,60 @@ class TestFit:
         assert not checkpoint.exists()
 
 
+class TestMixing:
+    """timm mixes each image with the one at the opposite place of its batch."""
+
+    MIXED = replace(STILL, mixup=0.4, cutmix=1.0)
+
+    def shown(self, digits, recipe, seed=0):
+        """The batches that a network is trained on, and the history."""
+        network, shown = linear_network(), []
+        at_each_forward(network, lambda _, images: shown.append(images.clone()))
+        return shown, fit(network, digits, recipe, seed)
+
+    @pytest.mark.parametrize("recipe", [replace(STILL, mixup=0.4), replace(STILL, cutmix=1.0)], ids=["mixup", "cutmix"])
+    def test_of_images(self, digits, recipe):
+        plain, mixed = self.shown(digits, STILL)[0], self.shown(digits, recipe)[0]
+        for before, after in zip(plain, mixed, strict=True):
+            other = before.flip(0)
+            differs = before != other
+            share = ((after - other) / (before - other))[differs]  # of the image itself in each pixel
+            if recipe.mixup:
+                torch.testing.assert_close(share, share[:1].expand_as(share), rtol=1e-2, atol=1e-2)
+            else:
+                assert ((share == 0) | (share == 1)).all()
+            torch.testing.assert_close(after[~differs], before[~differs])
+        assert any(not before.equal(after) for before, after in zip(plain, mixed))
+
+    def test_of_labels(self, digits):
+        """The loss is that of the shares of both images, with smoothed labels."""
+        recipe = replace(STILL, mixup=0.4, label_smoothing=0.1, precision="float32")
+        images, history = self.shown(digits, recipe)
+        mix, labels = Mixup(0.4, label_smoothing=0.1, num_classes=10), []
+        order = torch.randperm(65, generator=torch.Generator().manual_seed(epoch_seed(0, 0)))[:60]
+        np.random.seed([epoch_seed(0, 0), 0])
+        for rows in order.view(STEPS, 20):
+            labels.append(mix(digits.normalize(digits.train.images[rows]), digits.train.labels[rows])[1])
+        logits = linear_network()(torch.cat(images)).detach()
+        assert history[0]["loss"] == pytest.approx(F.cross_entropy(logits, torch.cat(labels)).item(), rel=1e-5)
+        right = (logits.argmax(1) == torch.cat(labels).argmax(1)).double().mean()
+        assert history[0]["accuracy"] == pytest.approx(100 * right.item())
+
+    def test_depends_on_the_seed_alone(self, digits):
+        np.random.seed(1)
+        once = self.shown(digits, self.MIXED)[0]
+        state = np.random.random()
+        np.random.seed(1)
+        assert np.random.random() == state  # the caller's random numbers are not used up
+        again, other = self.shown(digits, self.MIXED)[0], self.shown(digits, self.MIXED, seed=1)[0]
+        assert all(one.equal(two) for one, two in zip(once, again))
+        assert not any(one.equal(two) for one, two in zip(once, other))
+
+    def test_needs_pairs(self, digits):
+        with pytest.raises(ValueError, match="even number of images per batch and process, got 15"):
+            self.shown(digits, replace(self.MIXED, batch_size=15))
+
+
 class TestAverage:
     def test_of_constant_weights_equals_the_weights(self, digits):
         network = linear_network()
@@ -296,8 +361,9 @@ class TestCheckpoint:
             QUICK,
             replace(QUICK, ema_decay=0.5),
             replace(QUICK, schedule="multistep", milestones=(1, 2), momentum=0),
+            replace(QUICK, schedule="cosine", mixup=0.2, cutmix=1.0),
         ],
-        ids=["one_cycle", "ema", "multistep"],
+        ids=["one_cycle", "ema", "multistep", "cosine, mixed"],
     )
     def test_resumes_as_if_never_interrupted(self, digits, tmp_path, recipe):
         whole, history = fitted(digits, recipe)

@@ -188,7 +188,7 @@ class Images:
     def split(self, folder: Path) -> FileSplit:
         """Return the images of a folder in a seeded random order."""
         files, labels = (unlabelled_files(folder), None) if self.agreement else labelled_files(folder, self.classes)
-        view = View(self.view["size"], self.view["resize"], self.view["interpolation"])
+        view = View(**{key: value for key, value in self.view.items() if key not in ("mean", "std")})
         if self.skip_unreadable:
             marks = readable(files, view)
             files = [file for file, good in zip(files, marks) if good]

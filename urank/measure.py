@@ -77,9 +77,10 @@ def measure(
     """
     check_protocol(tolerance, mode)
     device = next(model.parameters()).device
-    calibration = Moved(calibration, device)
-    network = measurable(model, calibration.first)
-    chosen = choose_layers(network, calibration.first, layers)
+    calibration = on_device(calibration, device)
+    image = images_of(first_batch(calibration))[:1]
+    network = measurable(model, image)
+    chosen = choose_layers(network, image, layers)
     grams = accumulate_grams(network, calibration, chosen, progress)
     counted = as_validation(network, validation)
     plan = search_ranks(network, grams, counted, tolerance, mode, evaluation, memory, progress, checkpoint, deadline)
@@ -284,32 +285,34 @@ def as_validation(network: nn.Module, batches: Validation | Iterable) -> Validat
     """Return a `Validation` over labelled batches, or one of agreement over batches of images alone."""
     if isinstance(batches, Validation):
         return batches
-    moved = Moved(batches, next(network.parameters()).device)
-    return Validation(moved) if moved.labelled else Validation.agreement(network, moved)
+    moved = on_device(batches, next(network.parameters()).device)
+    unlabelled = isinstance(first_batch(moved), Tensor)
+    return Validation.agreement(network, moved) if unlabelled else Validation(moved)
 
 
-class Moved:
-    """Batches on a device. Those of an iterator are kept, because they can be read only once.
+def on_device(batches: Iterable, device: torch.device) -> Iterable:
+    """Return batches on `device` that can be iterated repeatedly.
 
-    Args:
-        batches: batches of images, or of (images, labels).
-        device: where they are moved to.
-
-    Attributes:
-        first: one image of the first batch, (1, c, h, w), on the device.
-        labelled: whether a batch is a pair (images, labels).
-
-    Raises:
-        ValueError: there is no batch.
+    The batches of a data set remain such, so that `Validation` can keep many images as bytes or files.
     """
+    if hasattr(batches, "to"):
+        return batches.to(device)
+    return Moved(list(batches) if isinstance(batches, Iterator) else batches, device)
 
-    def __init__(self, batches: Iterable, device: torch.device):
-        self.batches = list(batches) if isinstance(batches, Iterator) else batches
-        self.device = device
-        batch = next(iter(self.batches), None)
-        if batch is None:
-            raise ValueError("there is no batch of images")
-        self.first, self.labelled = images_of(batch)[:1].to(device), not isinstance(batch, Tensor)
+
+def first_batch(batches: Iterable) -> Any:
+    """Return the first batch; raise ValueError if there is none."""
+    for batch in batches:
+        return batch
+    raise ValueError("there is no batch of images")
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Batches of images, or of (images, labels), that are moved to a device when they are needed."""
+
+    batches: Iterable
+    device: torch.device
 
     def __iter__(self) -> Iterator:
         for batch in self.batches:
@@ -317,7 +320,3 @@ class Moved:
                 yield batch.to(self.device)
             else:
                 yield tuple(part.to(self.device) for part in batch)
-
-    def __getattr__(self, name: str) -> Any:
-        """Give access to the attributes of a data set's batches, which `Validation` uses for large ones."""
-        return getattr(self.__dict__["batches"], name)

@@ -77,17 +77,19 @@ class Split:
 
 @dataclass(frozen=True)
 class View:
-    """Preprocessing of an image file: resize the shorter side, then crop the centre.
+    """Preprocessing of an image file: resize it, then crop the centre.
 
     Attributes:
         size: side of the square crop, in pixels.
         resize: length of the shorter side before the crop, in pixels.
         interpolation: "bilinear" or "bicubic".
+        squash: resize both sides to `resize`, which changes the aspect ratio.
     """
 
     size: int = 224
     resize: int = 256
     interpolation: str = "bilinear"
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= self.resize:
@@ -105,7 +107,8 @@ class View:
             whole = pil_loader(path)
         except (OSError, SyntaxError) as error:  # Pillow raises these if it cannot decode a file
             raise ValueError(f"{path}: not a readable image ({error}); copy it again") from error
-        resized = transforms.resize(whole, [self.resize], transforms.InterpolationMode(self.interpolation))
+        sides = [self.resize] * (2 if self.squash else 1)
+        resized = transforms.resize(whole, sides, transforms.InterpolationMode(self.interpolation))
         return transforms.pil_to_tensor(transforms.center_crop(resized, [self.size]))
 
 
@@ -265,6 +268,11 @@ class Batches:
         """Return batches of the same images in the order of the indices `order` (n,), without copying images."""
         order = order.to(self.split.labels.device)
         return replace(self, rows=order if self.rows is None else self.rows[order], sizes=tuple(sizes))
+
+    def to(self, device: torch.device | str) -> "Batches":
+        """Return the batches on `device`: images in memory are copied there, files are read when they are needed."""
+        split = self.split.feed(device)
+        return replace(self, split=split, rows=self.rows if self.rows is None else self.rows.to(split.labels.device))
 
 
 def from_arrays(

@@ -90,19 +90,14 @@ def preprocessing(name: str, weights: str) -> dict:
     248
 
     Raises:
-        ValueError: these weights do not exist, or they expect another crop than the centre.
+        ValueError: these weights do not exist, or they expect images that are padded or not square.
     """
     library, _, network = name.partition("/")
     if library not in BUILDERS:
         raise ValueError(f"{name}: there are no published weights")
     if library == "torchvision":
         return torchvision_preprocessing(torchvision_weights(network, weights))
-    config = timm.data.resolve_data_config(pretrained_cfg=timm_weights(f"{network}.{weights}").to_dict())
-    if config["crop_mode"] != "center":
-        raise ValueError(
-            f"{name}: weights {weights} expect crop mode {config['crop_mode']!r}; only 'center' is supported"
-        )
-    return timm_preprocessing(config)
+    return timm_preprocessing(timm_weights(f"{network}.{weights}").to_dict())
 
 
 def torchvision_preprocessing(weights: torchvision.models.WeightsEnum) -> dict:
@@ -113,12 +108,23 @@ def torchvision_preprocessing(weights: torchvision.models.WeightsEnum) -> dict:
     return dict(size=size, resize=resize, interpolation=preset.interpolation.value) | statistics
 
 
-def timm_preprocessing(config: dict) -> dict:
-    """Return the preprocessing of a timm data configuration in the form of `preprocessing`."""
-    size = config["input_size"][-1]
+def timm_preprocessing(pretrained_cfg: dict) -> dict:
+    """Return the preprocessing of a timm model's `pretrained_cfg` in the form of `preprocessing`.
+
+    Raises:
+        ValueError: images are padded or not square.
+    """
+    config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+    mode, (_, height, width) = config["crop_mode"], config["input_size"]
+    if mode not in ("center", "squash") or height != width:
+        raise ValueError(
+            f"{pretrained_cfg.get('architecture') or 'this network'} expects crop mode {mode!r} and images of "
+            f"{height} x {width} pixels; only square images and the crop modes 'center' and 'squash' are supported"
+        )
     statistics = dict(mean=tuple(config["mean"]), std=tuple(config["std"]))
-    resize = math.floor(size / config["crop_pct"])
-    return dict(size=size, resize=resize, interpolation=config["interpolation"]) | statistics
+    resize = math.floor(width / config["crop_pct"])
+    squash = dict(squash=True) if mode == "squash" else {}
+    return dict(size=width, resize=resize, interpolation=config["interpolation"]) | statistics | squash
 
 
 def check_classes(name: str, classes: int, published: int) -> None:

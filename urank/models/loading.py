@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -126,11 +125,14 @@ def preprocessing_of(name: str, network: nn.Module) -> dict:
 
     It is that of the library's configuration, or of the `pretrained_cfg` of a timm model that a function returned, or
     ImageNet's usual one.
+
+    Raises:
+        ValueError: the network expects images that are padded or not square.
     """
     library, _, short = full_name(name).partition("/")
     config = getattr(network, "pretrained_cfg", None)
     if isinstance(config, dict) and config:
-        return timm_preprocessing(timm.data.resolve_data_config(pretrained_cfg=config))
+        return timm_preprocessing(config)
     if library == "torchvision" and ":" not in name:
         return torchvision_preprocessing(torchvision.models.get_model_weights(short).DEFAULT)
     return dict(IMAGENET)

@@ -15,9 +15,12 @@ from urank.plan import NOT_RECORDED
 from urank.reproduction import compare as record_comparison
 from urank.reproduction import profiles
 from urank.reproduction import status as paper_status
+from urank.reproduction.cost_estimates import basis
+from urank.reproduction.figures import prepared_recipes
 from urank.reproduction.preview import preview, seconds_spent, stage_states
 from urank.reproduction.profiles import folder_of, load_profile, profile_names
 from urank.reproduction.record import Record
+from urank.reproduction.requirements import NOTES, requirements
 from urank.reproduction.runner import delete_run, has_results
 
 Profile = Annotated[str, typer.Option(help=f"Set of experiments, a file in profiles/: {', '.join(profile_names())}.")]
@@ -37,7 +40,10 @@ def reproduce(
         bool, typer.Option("--fresh", help="Delete existing results first. Says what they are and how long they took.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run, resume or be reused, and why; then stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print what would run, resume or be reused, and what ImageNet requires; then stop."
+        ),
     ] = False,
     time_budget: Annotated[
         float | None,
@@ -57,6 +63,9 @@ def reproduce(
     names = loaded.names(only or (), parse_seeds(seeds))
     if dry_run:
         typer.echo(left_aligned(preview(loaded, names, fresh)))
+        needed = requirements(loaded, names, fresh)
+        if len(needed):
+            typer.echo(f"\n{left_aligned(needed)}\n\n{NOTES}\n{basis()}")
         return
     pick_device(device)
     if fresh:
@@ -122,7 +131,11 @@ def status(profile: Profile = "quick", seeds: Seeds = None) -> None:
     typer.echo(paper_status.summary(compared) + "\n")
     missing = compared[compared["runs"] == 0]
     width = missing["item"].str.len().max()
-    typer.echo("\n".join(missing["item"].str.ljust(width) + "  " + missing["needs"]) + "\n")
+    typer.echo("\n".join(missing["item"].str.ljust(width) + "  " + missing["needs"]))
+    typer.echo(f"{basis()}\n")
+    prepared = prepared_recipes(loaded.experiments)
+    if len(prepared):
+        typer.echo(f"Fine-tuning on ImageNet, once profile {profile} sets `epochs`:\n{prepared.to_string()}\n")
     names = loaded.names(seeds=parse_seeds(seeds))
     rows = {name: stage_states(loaded.find(name), folder_of(profile, name)) for name in names}
     typer.echo(pd.DataFrame(rows).T.to_string())

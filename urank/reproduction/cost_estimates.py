@@ -1,48 +1,92 @@
-"""Estimates of what it takes to measure a row of the paper's tables: the data, and hours from operation counts."""
+"""Estimates of what it takes to measure a row of the paper's tables: the data, and GPU hours from operation counts.
 
+The operations per second are those that committed measurements reached on a GPU, so an estimate is for that GPU.
+"""
+
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from urank.attention import explicit_attention
-from urank.layers import matrix_layers, weight_matrix
-from urank.reproduction import paper
+from urank.layers import matrix_layers
+from urank.measure import count_probes
+from urank.reproduction import paper, profiles
+from urank.reproduction.benchmark_tables import benchmark
 
-SUSTAINED = 1e14  # assumed throughput of a GPU in bfloat16, in floating-point operations per second
 TRAIN, VALIDATION = 1_281_167, 50_000  # images of ImageNet
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Floating-point operations per second of a GPU, and which measurements they come from."""
+
+    flops: float
+    device: str
+    measured: str
+
+
+@cache
+def search_rate() -> Rate:
+    """Return the rate of the committed searches on a GPU.
+
+    Operations are those of a naive search, which runs every image through the whole network in every probe. The search
+    skips most of them, so this rate is not one of the hardware.
+    """
+    records = [record for record in profiles.recorded() if "NVIDIA" in record.made["search"]["device"]]
+    passes = [record.cost.original.macs * len(record.plan.probes) * record.plan.total for record in records]
+    seconds = sum(record.seconds["search"] for record in records)
+    names = ", ".join(record.experiment.name for record in records)
+    return Rate(2 * sum(passes) / seconds, records[0].made["search"]["device"], names)
+
+
+@cache
+def training_rate() -> Rate:
+    """Return the highest rate of the committed benchmark of training on a GPU, in bfloat16.
+
+    Training costs three passes per image. The benchmark's networks are small, so the rate is that of steps launched as
+    CUDA graphs: large networks keep a GPU busy without them.
+    """
+    rows = benchmark().query("part == 'training'").dropna(subset="captured")
+    macs = rows["what"].map(lambda network: paper.original_cost(network, "cifar10", 32).macs)
+    flops = 3 * 2 * macs * rows["captured"]
+    best = rows.loc[flops.idxmax()]
+    return Rate(flops.max(), best["device"], best["what"])
 
 
 def needs(network: str, dataset: str, side: int) -> str:
     """Return what it takes to measure one of the paper's networks on images of `side` x `side` pixels."""
     if dataset.startswith("cifar"):
         return f"a GPU: urank reproduce --profile cifar --only {dataset}/{network}"
-    search, whole = gpu_hours(network, side, 0), gpu_hours(network, side, finetuning_epochs(network))
+    macs = paper.original_cost(network, "imagenet-1k", side).macs
+    search = search_hours(macs, search_probes(network, side))
+    whole = search + training_hours(macs, paper.finetuning_epochs(network))
     return f"ImageNet and about {whole:,.0f} GPU hours, {search:.2g} of them for the search"
 
 
-def finetuning_epochs(network: str) -> int:
-    """Return the epochs that Table 2 prints for a network on ImageNet."""
-    return int(paper.table2().iloc[:, int("resnet" in network)]["Epochs"])
+def search_hours(macs: int, probes: int, images: int = VALIDATION) -> float:
+    """Return the GPU hours of a search at `search_rate`; `macs` per image."""
+    return 2 * macs * probes * images / search_rate().flops / 3600
 
 
-def gpu_hours(network: str, side: int, epochs: int) -> float:
-    """Return the GPU hours of search and fine-tuning on ImageNet at `SUSTAINED`, without reading images."""
-    return operations(network, side, epochs) / SUSTAINED / 3600
+def training_hours(macs: int, epochs: int) -> float:
+    """Return the GPU hours of training on ImageNet at `training_rate`; `macs` per image."""
+    return 3 * 2 * macs * epochs * TRAIN / training_rate().flops / 3600
 
 
-def operations(network: str, side: int, epochs: int) -> float:
-    """Return the floating-point operations of a search and of `epochs` epochs of training on ImageNet.
-
-    A probe runs all validation images through the network. Training costs three passes per image.
-    """
-    passes = search_probes(network, side) * VALIDATION + 3 * epochs * TRAIN
-    return 2 * paper.original_cost(network, "imagenet-1k", side).macs * passes
+def basis() -> str:
+    """Return a sentence that names the measurements behind the estimates."""
+    search, training = search_rate(), training_rate()
+    return (
+        f"GPU hours are for an {search.device}. They assume the measured {search.flops / 1e12:.0f} TFLOP/s of the "
+        f"searches of {search.measured} (operations of a naive search), and {training.flops / 1e12:.0f} TFLOP/s of "
+        f"training {training.measured}. The time to read images is not included."
+    )
 
 
 @cache
 def search_probes(network: str, side: int) -> int:
-    """Return the largest number of probes of a search: log2 of d and of m, rounded up, summed over the layers."""
+    """Return the largest number of probes of a search of all layers."""
     with torch.device("meta"):
-        layers = matrix_layers(explicit_attention(paper.original_network(network, "imagenet-1k", side)))
-    shapes = [weight_matrix(layer).shape for layer in layers.values()]
-    return sum((size - 1).bit_length() for shape in shapes for size in shape)
+        explicit = explicit_attention(paper.original_network(network, "imagenet-1k", side))
+    return count_probes(explicit, matrix_layers(explicit))

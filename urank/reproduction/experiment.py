@@ -161,8 +161,13 @@ def layers_of(experiment: Experiment) -> set[str]:
 
 def load_images(experiment: Experiment) -> datasets.Dataset:
     """Load the data set of an experiment, with the preprocessing of its published weights if it has any."""
+    return datasets.load(experiment.dataset, **preprocessing_of(experiment))
+
+
+def preprocessing_of(experiment: Experiment) -> dict:
+    """Return the options of the data set: the preprocessing of published weights, and the experiment's own."""
     wanted = {} if experiment.pretrained is None else models.preprocessing(experiment.network, experiment.pretrained)
-    return datasets.load(experiment.dataset, **wanted | experiment.data)
+    return wanted | experiment.data
 
 
 def check_start(experiment: Experiment, start: Experiment) -> None:

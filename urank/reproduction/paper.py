@@ -48,6 +48,16 @@ def table2() -> pd.DataFrame:
     return printed.mask(printed.apply(lambda column: column.str.startswith("stripped")), "")
 
 
+def recipe_column(network: str) -> str:
+    """Return the column of Table 2 with the recipe of a network on ImageNet."""
+    return RECIPES["resnet" in network]
+
+
+def finetuning_epochs(network: str) -> int:
+    """Return the epochs that Table 2 prints for a network on ImageNet."""
+    return int(table2().loc["Epochs", recipe_column(network)])
+
+
 def table3() -> pd.DataFrame:
     """Return Table 3 (section 5.5): VGG and ResNet on CIFAR-10 and CIFAR-100."""
     return named(table("table3_cifar"))

@@ -15,7 +15,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
 from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -30,6 +32,7 @@ from urank.numerics import arithmetic, autocast, benchmarked_convolutions, ieee_
 from urank.training.cuda_graph import CapturedFunction
 from urank.training.recipe import Recipe, result_fields
 
+WARMUP_START = 0.033  # learning rate of the first step of "cosine", as a share of the highest; as in torchvision
 SAVE_INTERVAL = 20.0  # seconds; after a shorter epoch no checkpoint is written
 
 
@@ -73,8 +76,8 @@ def fit(
     ['epoch', 'loss', 'accuracy', 'seconds', 'precision']
 
     Raises:
-        ValueError: there are fewer training images than one batch, the images are not larger than the crop's shift, or
-            the checkpoint belongs to another fit.
+        ValueError: there are fewer training images than one batch, the images are not larger than the crop's shift,
+            batches cannot be mixed, or the checkpoint belongs to another fit.
         FloatingPointError: the loss is NaN or infinite.
         OutOfTime: the deadline is too close for the remaining epochs.
     """
@@ -84,7 +87,13 @@ def fit(
     train = dataset.train.feed(device)
     generators = [train.device] if train.device.type == "cuda" else []
     # An epoch sets the seed of torch's global generators: restore the state that the caller's generators had.
-    with fitting_only(model, part), torch.random.fork_rng(generators), ieee_float32(), benchmarked_convolutions():
+    with (
+        fitting_only(model, part),
+        torch.random.fork_rng(generators),
+        numpy_state_kept(),
+        ieee_float32(),
+        benchmarked_convolutions(),
+    ):
         run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed, part=part)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoint)
@@ -108,8 +117,21 @@ def check_images(dataset: Dataset, recipe: Recipe) -> None:
         )
     if recipe.batch_size % processes()[1]:
         raise ValueError(f"a batch of {recipe.batch_size} cannot be divided evenly among {processes()[1]} processes")
+    share = recipe.batch_size // processes()[1]
+    if (recipe.mixup or recipe.cutmix) and share % 2:
+        raise ValueError(f"mixup and cutmix need an even number of images per batch and process, got {share}")
     if recipe.crop >= min(dataset.image_shape[1:]):
         raise ValueError(f"{dataset.name}: crop must be smaller than the images, got a shift of {recipe.crop} pixels")
+
+
+@contextmanager
+def numpy_state_kept() -> Iterator[None]:
+    """Restore the state of NumPy's global generator, which timm's `Mixup` uses, after the block."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 @contextmanager
@@ -154,9 +176,9 @@ class _Run:
         for step, (images, labels) in enumerate(
             tqdm(batches, title, self.steps, leave=False, unit="batch", disable=hidden)
         ):
-            batch_loss, logits = self._step(images, labels)
+            batch_loss, logits = self._step(images, labels, epoch * self.steps + step)
             loss_sum = loss_sum + batch_loss
-            correct = correct + (logits.argmax(1) == labels).sum()
+            correct = correct + (logits.argmax(1) == likeliest(labels)).sum()
             if self.ema is not None:
                 self.ema.update(self.model, step=epoch * self.steps + step)
         if not torch.isfinite(loss_sum):
@@ -170,23 +192,29 @@ class _Run:
         return seconds
 
     def _batches(self, dataset: Dataset, train: Split | FileSplit, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's share of each augmented and normalized batch of an epoch."""
+        """Yield this process's share of each augmented, normalized and mixed batch of an epoch."""
         rank, count = processes()
+        mix = make_mixup(self.recipe, dataset.classes)
+        np.random.seed([epoch_seed(self.seed, epoch), rank])  # for `mix`
         torch.manual_seed(epoch_seed(self.seed, epoch) + rank)  # for networks that use random numbers, such as dropout
         generator = torch.Generator(train.device).manual_seed(epoch_seed(self.seed, epoch))
         order = torch.randperm(len(train), generator=generator, device=train.device)
         rows = order[: self.steps * self.recipe.batch_size].view(self.steps, -1)
         for images, labels in train.batches(rows):
             images = augment(images, self.recipe, generator)
-            yield dataset.normalize(images[rank::count]), labels[rank::count]
+            images, labels = dataset.normalize(images[rank::count]), labels[rank::count]
+            yield mix(images, labels) if mix else (images, labels)
 
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the weights and return the loss and the logits (n, classes) of a batch."""
+    def _step(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Update the weights in step `number` of the fit; return the loss and the logits (n, classes) of a batch."""
         if self.gradients is None:
             self.gradients = CapturedFunction(self._gradients, (images, labels), self.model.buffers())
         loss, logits = self.gradients(images, labels)
         self.optimizer.step()
-        self.schedule.step()
+        if isinstance(self.schedule, LRScheduler):
+            self.schedule.step()
+        else:
+            self.schedule.step_update(number + 1)
         return loss, logits
 
     def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,11 +282,29 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
+def make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
+    """Return the mixing of images and labels that the recipe wants, or None; the loss smooths the labels."""
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=classes)
+
+
+def likeliest(labels: Tensor) -> Tensor:
+    """Return class numbers (n,) of labels (n,), or of the class probabilities (n, classes) of mixed images."""
+    return labels if labels.ndim == 1 else labels.argmax(1)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler | CosineLRScheduler:
     """Return the learning-rate schedule of the recipe for `steps` batches per epoch; step it after every batch."""
     if recipe.schedule == "multistep":
         return MultiStepLR(optimizer, [epoch * steps for epoch in recipe.milestones])
     total = max(1, recipe.epochs * steps)
+    if recipe.schedule == "cosine":
+        rising = min(round(recipe.warmup * total), total - 1)
+        options: dict[str, Any] = dict(warmup_prefix=True, t_in_epochs=False)
+        return CosineLRScheduler(
+            optimizer, total - rising, warmup_t=rising, warmup_lr_init=WARMUP_START * recipe.lr, **options
+        )
     warmup = max(recipe.warmup, 1.5 / (total + 1))  # a warm-up of length 0 would divide by zero
     return OneCycleLR(optimizer, recipe.lr, total_steps=total + 1, pct_start=warmup, cycle_momentum=False)
 

@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 CHOICES = dict(
-    schedule=("one_cycle", "multistep"), precision=("auto", "float32", "bfloat16"), optimizer=("sgd", "adamw")
+    schedule=("one_cycle", "multistep", "cosine"), precision=("auto", "float32", "bfloat16"), optimizer=("sgd", "adamw")
 )
 INTEGERS = ("epochs", "batch_size", "crop")
-NUMBERS = ("lr", "momentum", "weight_decay", "warmup", "label_smoothing", "ema_decay")
+NUMBERS = ("lr", "momentum", "weight_decay", "warmup", "label_smoothing", "ema_decay", "mixup", "cutmix")
 BOOLEANS = ("flip", "compile", "capture")
 
 
@@ -21,9 +21,9 @@ class Recipe:
         lr: peak learning rate.
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD or AdamW.
-        schedule: "one_cycle" (cosine up to `lr`, then cosine down to almost 0) or "multistep" (divided by 10 at each of
-            `milestones`).
-        warmup: share of the steps in which "one_cycle" increases the learning rate.
+        schedule: "one_cycle" (cosine up to `lr`, then cosine down to almost 0), "multistep" (divided by 10 at each of
+            `milestones`) or "cosine" (linear from 3.3 % of `lr` up to `lr`, then cosine down to 0).
+        warmup: share of the steps in which "one_cycle" and "cosine" increase the learning rate.
         milestones: epochs at which "multistep" reduces the learning rate.
         label_smoothing: label smoothing of the cross-entropy loss.
         crop: maximum shift of the random crop in pixels (reflection padding); 0 for no crop.
@@ -35,6 +35,8 @@ class Recipe:
             ResNet101 faster (228 instead of 242 images/s in bfloat16).
         optimizer: "sgd" or "adamw".
         capture: launch forward and backward pass as one CUDA graph (see `cuda_graph`); ignored unless on a single GPU.
+        mixup, cutmix: parameter alpha of the Beta distribution of timm's mixup and CutMix; 0 for none. With both, each
+            batch is mixed by one of them, at random. Each process needs an even number of images per batch.
 
     >>> Recipe(epochs=30, lr=0.05, flip=False).batch_size
     128
@@ -59,6 +61,8 @@ class Recipe:
     compile: bool = False
     optimizer: str = "sgd"
     capture: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -80,7 +84,7 @@ class Recipe:
         self._require("milestones", all(isinstance(epoch, int) for epoch in self.milestones), "integers (epochs)")
 
     def _check_ranges(self) -> None:
-        for name in ("epochs", "crop", "weight_decay"):
+        for name in ("epochs", "crop", "weight_decay", "mixup", "cutmix"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("batch_size", self.batch_size >= 1, "at least 1")
         self._require("lr", self.lr > 0, "above 0")

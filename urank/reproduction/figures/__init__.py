@@ -17,7 +17,13 @@ from urank.reproduction.figures.groups import (
     in_no_panel,
     without_variants,
 )
-from urank.reproduction.figures.recipes import numbers, printed_table2, recipe_fields, shared_fields
+from urank.reproduction.figures.recipes import (
+    numbers,
+    prepared_recipes,
+    printed_table2,
+    recipe_fields,
+    shared_fields,
+)
 from urank.reproduction.figures.runs import plan_table, probes_table, run_details, run_table
 from urank.reproduction.figures.snapshot import peak_table, snapshot
 from urank.reproduction.figures.spectra import (

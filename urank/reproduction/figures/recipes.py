@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -44,6 +44,25 @@ def shared_fields(experiments: Mapping[str, Experiment]) -> pd.DataFrame:
     frame = every_field(experiments)
     same = [name for name, column in frame.items() if len(column) > 1 == column.nunique()]
     return frame[same].head(1).set_axis(["all fits"][: len(frame)])
+
+
+def prepared_recipes(experiments: Mapping[str, Experiment]) -> pd.DataFrame:
+    """Return the recipes that experiments on ImageNet would be fine-tuned with, one column per recipe.
+
+    Epochs are those of Table 2 if an experiment has none. Only the fields that differ from the defaults. A recipe has
+    the name of its column in Table 2; if there are several for one column, each has the name of its first experiment.
+    """
+    found: dict[tuple[str, Recipe], str] = {}
+    for name, one in experiments.items():
+        if one.dataset == "imagenet-1k":
+            recipe = replace(one.finetune, epochs=one.finetune.epochs or paper.finetuning_epochs(one.network))
+            found.setdefault((paper.recipe_column(one.network), recipe), name)
+    columns = [column for column, _ in found]
+    titles = [column if columns.count(column) == 1 else name for (column, _), name in found.items()]
+    frame = pd.DataFrame({title: asdict(recipe) for title, (_, recipe) in zip(titles, found)}, dtype=object)
+    default = pd.Series(asdict(Recipe(epochs=0)), dtype=object)
+    chosen = [name for name in frame.index if any(value != default[name] for value in frame.loc[name])]
+    return frame.loc[chosen].map(readable).rename(index=lambda name: name.replace("_", " "))
 
 
 def every_field(experiments: Mapping[str, Experiment]) -> pd.DataFrame:
