@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ class Experiment:
 
     Attributes:
         network, width: a name for `models.create`, and the factor on the network's channels.
+        options: for a network of timm or torchvision, arguments of its constructor, for example its depth.
         dataset, data: a name for `datasets.load`, and its options.
         train, finetune: recipes for the original network and for the decomposed one.
         seed: seed of the weights, of the order of images and of their augmentation.
@@ -46,6 +48,7 @@ class Experiment:
     train: Recipe
     finetune: Recipe
     width: float = 1.0
+    options: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
     seed: int = 0
     tolerance: float = 0.1
@@ -65,8 +68,9 @@ class Experiment:
         models.check_name(self.network)
         if self.dataset not in datasets.CLASSES:
             raise ValueError(f"unknown data set {self.dataset!r}: choose one of {', '.join(datasets.CLASSES)}")
-        if not isinstance(self.data, dict):
-            raise ValueError(f"experiment: data must be a mapping of options, got {self.data!r}")
+        for name in ("options", "data"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"experiment: {name} must be a mapping of options, got {getattr(self, name)!r}")
         datasets.check_options(self.dataset, self.data)
         self._check_numbers()
         check_protocol(self.tolerance, self.mode)
@@ -147,7 +151,8 @@ def fresh_network(experiment: Experiment, fetch: bool = True) -> nn.Module:
     classes = datasets.CLASSES[experiment.dataset]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.seed)  # not the GPUs' generators
-        network = models.create(experiment.network, classes, experiment.width, experiment.pretrained, fetch)
+        e = experiment
+        network = models.create(e.network, classes, e.width, e.pretrained, fetch, **e.options)
     return explicit_attention(network)
 
 
@@ -174,7 +179,8 @@ def check_start(experiment: Experiment, start: Experiment) -> None:
     """Raise an error if `experiment` cannot start from the trained network of `start`, or should not."""
     if start.name != experiment.start:
         raise ValueError(f"{experiment.name} starts from {experiment.start}, not from {start.name}")
-    if (start.network, start.width) != (experiment.network, experiment.width):
+    built = attrgetter("network", "width", "options")
+    if built(start) != built(experiment):
         raise ValueError(
             f"{experiment.name} ({experiment.network}, width {experiment.width:g}) cannot start from {start.name} "
             f"({start.network}, width {start.width:g})"
