@@ -152,6 +152,8 @@ def findings(records, table3) -> list[list[float]]:
     vgg = table3.index.str.contains("vgg")
     pair = ["cifar100/vgg11", "cifar100/resnet18"]
     longer = [f"{name}@finetuned-longer" for name in pair]
+    measurements = ROOT / "data" / "measurements" / "imagenet-1k"
+    deit = urank.RankPlan.load(measurements / "deit_tiny_patch16_224" / "plan.json")
 
     def extremes(values: pd.Series) -> list[float]:
         return [values.min(), values.max()]
@@ -174,6 +176,8 @@ def findings(records, table3) -> list[list[float]]:
         [*mlu[["digits10/vit@linear-probe", "digits10/vit@end-to-end", "digits10/vit"]]]
         + printed("table4_pretraining")["mlu"].tolist()[1:]
         + printed("table4_pretraining")["mlu"].tolist()[:1],
+        [100 * deit.mlu, sum(layer.rank == layer.k_t for layer in deit.layers), len(deit.layers)]
+        + printed("table1_imagenet").set_index("model")["mlu"][["DeiT-Tiny"]].tolist(),
     ]
 
 
