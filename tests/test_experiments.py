@@ -25,7 +25,7 @@ from urank.factorize import count_cost, load_compact, merge_useless, project_net
 from urank.files import read_json, read_weights, write_json
 from urank.layers import matrix_layers, weight_matrix
 from urank.reproduction import figures, provenance, run_folder, runner, stages
-from urank.reproduction.experiment import Experiment, fresh_network
+from urank.reproduction.experiment import Experiment, check_start, fresh_network
 from urank.reproduction.record import Record
 from urank.reproduction.runner import claim, delete_run, run
 from urank.reproduction.stages import STAGES
@@ -245,7 +245,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 import torch
 from urank.reproduction.runner import run
-from urank.reproduction.experiment import Experiment, fresh_network
+from urank.reproduction.experiment import Experiment, check_start, fresh_network
 
 torch.set_num_threads(int(sys.argv[3]))
 experiment, folder = Experiment.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])
@@ -474,6 +474,7 @@ class TestFromDict:
             (dict(calibration="1000"), "calibration must be a whole number"),
             (dict(validation=0), "validation must be a whole number of at least 1"),
             (dict(data=None), "data must be a mapping"),
+            (dict(options=3), "options must be a mapping"),
             (dict(variant="x-s12"), "not end like a seed"),
             (dict(baseline="no"), "baseline"),
         ],
@@ -912,3 +913,18 @@ class TestCode:
                 module = ROOT / (node.module or "").replace(".", "/")
                 if node.module and node.module.startswith("urank.reproduction."):
                     assert module.with_suffix(".py") in counted, (path, node.module)
+
+
+class TestOptions:
+    SMALL = dict(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2)
+
+    def test_reach_the_constructor_of_the_network(self):
+        experiment = replace(UNTRAINED, network="timm/vit_tiny_patch16_224", width=1.0, options=self.SMALL)
+        network = fresh_network(experiment)
+        assert (network.embed_dim, len(network.blocks), network.patch_embed.num_patches) == (16, 1, 16)
+
+    def test_must_be_those_of_the_network_that_it_starts_from(self):
+        first = replace(UNTRAINED, network="timm/vit_tiny_patch16_224", width=1.0, options=self.SMALL)
+        second = replace(first, variant="deeper", start=first.name, options=self.SMALL | dict(depth=2))
+        with pytest.raises(ValueError, match="cannot start from digits10/timm/vit_tiny_patch16_224"):
+            check_start(second, first)

@@ -675,14 +675,6 @@ class TestRepetition:
         assert frame["original %"].tolist() == pytest.approx([80, 82, 81])
         assert frame["change"].tolist() == pytest.approx([-5, -6.5, -5.75])
 
-    def test_table_of_three_ends_with_the_interval_of_their_mean(self, seeds):
-        """Student's t distribution: 4.303 standard errors for three seeds."""
-        third = altered(seeds[0], accuracy__original=84.0, accuracy__finetuned=76.0, experiment__seed=2)
-        frame = figures.seed_table([*seeds, third])
-        assert frame.index.tolist() == [0, 1, 2, "mean", "95 % interval, low", "95 % interval, high"]
-        half = 4.303 * 2 / 3**0.5
-        assert frame["original %"].tolist()[3:] == pytest.approx([82, 82 - half, 82 + half], abs=1e-2)
-
     def test_has_no_mean_where_a_seed_lacks_a_number(self, seeds):
         frame = figures.seed_table([altered(seeds[0], accuracy__baseline=None), seeds[1]])
         assert frame["full rank %"].isna().tolist() == [True, False, True]

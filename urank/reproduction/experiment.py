@@ -22,7 +22,6 @@ class Experiment:
 
     Attributes:
         network, width: a name for `models.create`, and the factor on the network's channels.
-        options: for a network of timm or torchvision, arguments of its constructor, for example its depth.
         dataset, data: a name for `datasets.load`, and its options.
         train, finetune: recipes for the original network and for the decomposed one.
         seed: seed of the weights, of the order of images and of their augmentation.
@@ -41,6 +40,7 @@ class Experiment:
         holdout: number of training images, the last ones, that are used for validation in the search instead of
             training and calibration. With 0 the search uses test images, on which accuracies are also reported.
         baseline: also fine-tune the original network by the same recipe, for a fair comparison.
+        options: for a network of timm or torchvision, arguments of its constructor, for example its depth.
     """
 
     network: str
@@ -48,7 +48,6 @@ class Experiment:
     train: Recipe
     finetune: Recipe
     width: float = 1.0
-    options: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
     seed: int = 0
     tolerance: float = 0.1
@@ -63,6 +62,7 @@ class Experiment:
     trainable: str = "all"
     holdout: int = 0
     baseline: bool = True
+    options: dict = field(default_factory=dict)
 
     def __post_init__(self):
         models.check_name(self.network)

@@ -18,7 +18,6 @@ from urank.reproduction.figures.tables import (
     COLUMNS,
     SAME,
     by_row,
-    interval,
     measured_row,
     printed_row,
     speed_ratios,
@@ -26,16 +25,12 @@ from urank.reproduction.figures.tables import (
 )
 from urank.reproduction.record import Record
 
-ENDS = ("95 % interval, low", "95 % interval, high")  # of the mean of three or more seeds
-
 
 def seed_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row per seed, then the mean, of three or more seeds its interval (see `ENDS`), and the paper's row."""
+    """Return one row per seed, then their mean and the paper's row."""
     frame = rows(records, [seed(record) for record in records])
-    added = [frame.mean(skipna=False).to_frame("mean").T]
-    if len(records) > 2:
-        added.append(frame.apply(interval, result_type="expand").set_axis(ENDS))
-    return with_paper(pd.concat([frame, *added]), records[0]).rename_axis("seed")
+    mean = frame.mean(skipna=False).to_frame("mean").T
+    return with_paper(pd.concat([frame, mean]), records[0]).rename_axis("seed")
 
 
 def recipe_table(records: Sequence[Record], fit: str) -> pd.DataFrame:
