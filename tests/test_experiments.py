@@ -245,7 +245,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 import torch
 from urank.reproduction.runner import run
-from urank.reproduction.experiment import Experiment, check_start, fresh_network
+from urank.reproduction.experiment import Experiment
 
 torch.set_num_threads(int(sys.argv[3]))
 experiment, folder = Experiment.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])

@@ -177,23 +177,33 @@ def test_a_fit_on_files_equals_a_fit_on_images_in_memory(folder):
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 
-FAMILIES = {
-    "vit": ("imagenet-1k/torchvision/vit_b_16", 1 / 6),
-    "deit": ("imagenet-1k/timm/deit_tiny_patch16_224", 1 / 3),
-    "swin": ("imagenet-1k/timm/swin_tiny_patch4_window7_224", 1 / 3),
-    "resnet18": ("imagenet-1k/torchvision/resnet50", 0.1),
-}
+SMALL_SIZES = dict(  # a small network of each family, by the published one
+    vit=("torchvision/vit_b_16", dict(network="vit", width=1 / 6)),
+    deit=(
+        "timm/deit_tiny_patch16_224",
+        dict(network="timm/deit_tiny_patch16_224", options=dict(img_size=32, embed_dim=32, depth=2, num_heads=2)),
+    ),
+    swin=(
+        "timm/swin_tiny_patch4_window7_224",
+        dict(
+            network="timm/swin_tiny_patch4_window7_224",
+            options=dict(img_size=32, window_size=4, embed_dim=16, depths=[1, 1], num_heads=[1, 2]),
+        ),
+    ),
+    resnet=("torchvision/resnet50", dict(network="resnet18", width=0.1)),
+)
 
 
-@pytest.mark.parametrize("network", FAMILIES)
-def test_the_recipes_of_table_2_fine_tune_split_networks(network, folder, tmp_path, monkeypatch):
-    """A thin network of each family runs one epoch of the recipe that the profile has for the published one."""
+@pytest.mark.parametrize(("published", "small"), SMALL_SIZES.values(), ids=SMALL_SIZES)
+def test_the_recipes_of_table_2_fine_tune_split_networks(published, small, folder, tmp_path, monkeypatch):
+    """A small network of each family runs one epoch of the recipe that the profile has for the published one."""
     monkeypatch.setattr(stages, "BATCH_SIZES", (1,))
-    published, width = FAMILIES[network]
-    recipe = replace(load_profile("imagenet").find(published).finetune, epochs=1, batch_size=100)
+    recipe = replace(load_profile("imagenet").find(f"imagenet-1k/{published}").finetune, epochs=1, batch_size=100)
     data = dict(folder=str(folder), size=32, resize=32)
     protocol = dict(tolerance=100.0, calibration=30, validation=10, baseline=False)
-    experiment = Experiment(network, "imagenet-1k", Recipe(epochs=0), recipe, width, data, **protocol)
+    experiment = Experiment(
+        dataset="imagenet-1k", train=Recipe(epochs=0), finetune=recipe, data=data, **small, **protocol
+    )
     record = run(experiment, tmp_path / "run", "cpu", progress=False)
     [epoch] = record.history["finetune"]
     assert math.isfinite(epoch["loss"]) and 0 <= epoch["accuracy"] <= 100
