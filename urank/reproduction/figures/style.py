@@ -83,7 +83,7 @@ FORMATS = (
     | dict.fromkeys(["params", "MACs", "FLOPs", "speed", "lost, consulted", "lost, test"], "{:.2f}")
     | dict.fromkeys(["params of original, M", "params, M"], "{:.2f}")
     | dict.fromkeys(["learning rate", "may lose", "energy %"], "{:g}")
-    | dict.fromkeys(["k_S", "||W - W'|| / ||W|| %", "paper's MLU %"], "{:.0f}")
+    | dict.fromkeys(["layers", "smaller as two", "k_S", "||W - W'|| / ||W|| %", "paper's MLU %"], "{:.0f}")
     | dict.fromkeys(["mean", "largest"], "{:.2g}")
     | {"utilization": "{:.3f}", "paper's MLU − largest": "{:+.0f}"}
     | dict.fromkeys(["accuracy kept %", "kept at 80 %"], "{:.1f}")
