@@ -49,9 +49,8 @@ class Transposed(nn.Module):
         m, d, *kernel = self.weight.shape
         like: dict[str, Any] = dict(bias=self.bias is not None, device=self.weight.device, dtype=self.weight.dtype)
         layer = nn.Conv2d(m, d, 1, **like) if kernel else nn.Linear(m, d, **like)
-        layer.weight.data.copy_(self.weight.data.transpose(0, 1))
-        if self.bias is not None and layer.bias is not None:
-            layer.bias.data.copy_(self.bias.data)
+        state = self.state_dict()
+        layer.load_state_dict(state | dict(weight=state["weight"].transpose(0, 1)))
         return layer.train(self.training)
 
 

@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import torch
 from torch import nn
@@ -151,8 +150,9 @@ def fresh_network(experiment: Experiment, fetch: bool = True) -> nn.Module:
     classes = datasets.CLASSES[experiment.dataset]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.seed)  # not the GPUs' generators
-        e = experiment
-        network = models.create(e.network, classes, e.width, e.pretrained, fetch, **e.options)
+        network = models.create(
+            experiment.network, classes, experiment.width, experiment.pretrained, fetch, **experiment.options
+        )
     return explicit_attention(network)
 
 
@@ -175,15 +175,19 @@ def preprocessing_of(experiment: Experiment) -> dict:
     return wanted | experiment.data
 
 
+def construction(experiment: Experiment) -> str:
+    """Return how the network is built, as an error names it."""
+    options = f", options {experiment.options}" if experiment.options else ""
+    return f"{experiment.network}, width {experiment.width:g}{options}"
+
+
 def check_start(experiment: Experiment, start: Experiment) -> None:
     """Raise an error if `experiment` cannot start from the trained network of `start`, or should not."""
     if start.name != experiment.start:
         raise ValueError(f"{experiment.name} starts from {experiment.start}, not from {start.name}")
-    built = attrgetter("network", "width", "options")
-    if built(start) != built(experiment):
+    if construction(start) != construction(experiment):
         raise ValueError(
-            f"{experiment.name} ({experiment.network}, width {experiment.width:g}) cannot start from {start.name} "
-            f"({start.network}, width {start.width:g})"
+            f"{experiment.name} ({construction(experiment)}) cannot start from {start.name} ({construction(start)})"
         )
     if start.pretrained is not None:
         raise ValueError(

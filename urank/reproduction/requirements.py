@@ -42,8 +42,8 @@ def requirements(profile: Profile, names: Iterable[str], fresh: bool = False) ->
     """Return one row of texts per experiment on ImageNet, for what is left of it; with `fresh` for all of it.
 
     Returns:
-        `layers` to search, `probes` at most, `GMACs` per image, `memory` of the search, GPU hours of the `search` and
-        of `fine-tuning` (with Table 2's epochs if the profile has none), and what is `missing`.
+        The columns of `COLUMNS`. `probes` is a maximum, and `GMACs` is per image. Where the profile has no epochs of
+        fine-tuning, the hours are for those of Table 2.
     """
     chosen = [name for name in names if profile.find(name).dataset in imagenet.CLASSES]
     bar = tqdm(chosen, "counting operations", unit="network", leave=False, delay=2)
