@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from urank.attention import ExplicitAttention, explicit_attention
+from urank import models
+from urank.attention import ExplicitAttention, explicit_attention, unfused_attention
 from urank.layers import matrix_layers, skipped_layers, weight_matrix
 
 N, L, S, D, HEADS = 3, 4, 5, 6, 2
@@ -264,3 +265,23 @@ def test_unsupported_attention_is_kept_and_reported(module, reason):
     assert list(matrix_layers(explicit)) == ["linear"]
     assert list(skipped_layers(explicit)) == ["attention"]
     assert reason in skipped_layers(explicit)["attention"]
+
+
+def test_unfused_attention_gives_the_same_logits_without_the_fused_product(monkeypatch):
+    network, images = models.create("vit", width=0.34).eval(), torch.randn(2, 3, 32, 32)
+    fused = nn.functional.scaled_dot_product_attention
+    calls = []
+    monkeypatch.setattr(
+        nn.functional, "scaled_dot_product_attention", lambda *args, **kw: calls.append(args) or fused(*args, **kw)
+    )
+    expected = network(images)
+    with unfused_attention(network):
+        torch.testing.assert_close(network(images), expected)
+    assert len(calls) == 6  # one per block, outside the context manager
+
+
+def test_unfused_attention_is_undone_after_an_error():
+    network = models.create("vit", width=0.34)
+    with pytest.raises(RuntimeError, match="stop"), unfused_attention(network):
+        raise RuntimeError("stop")
+    assert network.blocks[0].attn.fused_attn

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from urank._version import __version__
+from urank.attention import unfused_attention
 from urank.deadline import check_time
 from urank.distributed import totals
 from urank.factorize import project_layer
@@ -92,7 +93,7 @@ def search_ranks(
         search.resume(checkpoint, identity, grams)
     left = list(grams)[len(search.found) :]
     bar = tqdm(left, "rank search", len(grams), initial=len(search.found), unit="layer", disable=not progress)
-    with evaluating(network), bar:
+    with evaluating(network), unfused_attention(network), bar:
         for number, name in enumerate(bar, 1):
             start = time.monotonic()
             search.found.append(search.layer(name, grams[name], bar))

@@ -13,6 +13,7 @@
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from math import inf
 from typing import cast
 
@@ -90,6 +91,34 @@ class WrongSkip(Exception):
     """An image that was skipped because it was expected to stay correct is wrong."""
 
 
+@dataclass
+class Judgements:
+    """Margins of the images that were run, and which of these images are correct.
+
+    Attributes:
+        first: number of the first batch.
+        parts: for each batch, margins (n,), whether each image is correct (n,), and whether this was found in full
+            precision although the probe runs in another one (n,).
+    """
+
+    first: int = 0
+    parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, logits: Tensor, labels: Tensor) -> Judged:
+        """Judge another batch and return its part."""
+        margin, right = judge(logits, labels)
+        self.parts.append((margin, right, torch.zeros_like(right)))
+        return margin, right
+
+    @property
+    def margins(self) -> list[Tensor]:
+        return [margin for margin, _, _ in self.parts]
+
+    @property
+    def wrong(self) -> int:
+        return sum(int((~right).sum()) for _, right, _ in self.parts)
+
+
 class FastCounter(ExactCounter):
     """Count correct images from the smallest margin on, and skip those that the probe is unlikely to change.
 
@@ -123,7 +152,8 @@ class FastCounter(ExactCounter):
         self.batches_before_side = 0  # how many batches were run when the search of this side began
 
     def start_from(self, judged: list[Judged]) -> None:
-        self.latest, self.wrong = self.settle(judged)
+        self.latest = [margin for margin, _ in judged]
+        self.wrong = sum(int((~right).sum()) for _, right in judged)
 
     def sort_images(self) -> None:
         margin, sizes = torch.cat(self.latest or [torch.empty(0)]), [len(part) for part in self.latest]
@@ -134,7 +164,8 @@ class FastCounter(ExactCounter):
 
     def begin_side(self, correct: int) -> int:
         if not self.latest:
-            self.start_from([judge(*batch) for batch in self.outputs()])
+            everything = self._from(0)
+            self.latest, self.wrong = everything.margins, everything.wrong
         self.batches_before_side = len(self.latest)
         if len(self.latest) >= len(self.reference):  # all images were run
             self.reference = self.latest
@@ -143,33 +174,36 @@ class FastCounter(ExactCounter):
         return self.total - totals(self.wrong)[0]
 
     def count(self, needed: int) -> int | None:
-        judged = self._run(needed)
-        if judged is None:
+        found, correct = self._run(needed)
+        if correct < needed:
             return None
-        margin, own_wrong = self.settle(judged)
-        [wrong] = totals(own_wrong)
-        if self.total - wrong < needed:
-            return None
-        self.latest, self.wrong = margin, own_wrong
-        return self.total - wrong
+        self.latest, self.wrong = found.margins, found.wrong
+        return correct
 
-    def _run(self, needed: int) -> list[Judged] | None:
-        """Judge batches until the remaining ones can be skipped; None once it is certain that too many are wrong."""
-        judged, wrong, loss, run = [], 0, 0.0, 0
+    def _run(self, needed: int) -> tuple[Judgements, int]:
+        """Judge batches until the others can be skipped or too many are wrong; return how many may be correct."""
+        found, wrong, loss, run = Judgements(), 0, 0.0, 0
         at_least = MIN_SHARE_RUN * sum(map(len, self.reference))
         for batch, before, smallest_left in zip(self.outputs(), self.reference, self.smallest_from[1:]):
-            margin, right = judge(*batch)
-            judged.append((margin, right))
+            margin, right = found.add(*batch)
             loss, run = max(loss, largest(before - margin)), run + len(margin)
-            certainly_wrong = ~right & (margin.abs() >= self.uncertainty)
-            safe = self.may_skip and run >= at_least and smallest_left > self.safety * loss + self.uncertainty
-            new_wrong, processes_left = totals(int(certainly_wrong.sum()), not safe)
+            skips = self.may_skip and run >= at_least and smallest_left > self.safety * loss + self.uncertainty
+            new_wrong, processes_left = totals(int((~right).sum()), not (skips or smallest_left == inf))
             wrong += new_wrong
-            if self.total - wrong < needed:
-                return None
-            if not processes_left:
-                break
-        return judged
+            if self.total - wrong < needed or not processes_left:
+                self.settle(found)
+                [wrong] = totals(found.wrong)
+                if self.total - wrong < needed or not processes_left:
+                    break
+        return found, self.total - wrong
+
+    def _from(self, first: int) -> Judgements:
+        """Judge all batches from number `first` on."""
+        found = Judgements(first)
+        for batch in self.outputs(first):
+            found.add(*batch)
+        self.settle(found)
+        return found
 
     def finish_layer(self, correct: int) -> int:
         """Run the skipped images.
@@ -179,8 +213,8 @@ class FastCounter(ExactCounter):
         """
         first = len(self.latest)
         if first < len(self.reference):
-            margin, wrong = self.settle([judge(*batch) for batch in self.outputs(first)], first)
-            self.latest, self.wrong = self.latest + margin, self.wrong + wrong
+            others = self._from(first)
+            self.latest, self.wrong = self.latest + others.margins, self.wrong + others.wrong
         skipped = self.latest[min(first, self.batches_before_side) :]
         if totals(sum(int((margin <= 0).sum()) for margin in skipped))[0]:
             self.safety, self.may_skip = 2 * self.safety, False
@@ -188,9 +222,8 @@ class FastCounter(ExactCounter):
         self.may_skip = True
         return self.begin_side(correct)
 
-    def settle(self, judged: list[Judged], first: int = 0) -> tuple[list[Tensor], int]:
-        """Return margins per batch and the number of wrong images, for the batches from number `first` on."""
-        return [margin for margin, _ in judged], sum(int((~right).sum()) for _, right in judged)
+    def settle(self, found: Judgements) -> None:
+        """Make certain which images are correct; in full precision they all are."""
 
 
 class ScreenedCounter(FastCounter):
@@ -223,17 +256,18 @@ class ScreenedCounter(FastCounter):
         self._measure_error(margins(exact, labels), margins(rounded, labels))
         return super().begin_side(correct)
 
-    def settle(self, judged: list[Judged], first: int = 0) -> tuple[list[Tensor], int]:
-        if not judged:
-            return [], 0
-        margin, right = (torch.cat(parts) for parts in zip(*judged))
-        settled = torch.zeros_like(right)
-        while (uncertain := ~(margin.abs() >= self.uncertainty) & ~settled).any():  # True for NaN as well
-            exact, right[uncertain] = self._in_full_precision(uncertain, first)
+    def settle(self, found: Judgements) -> None:
+        """Repeat uncertain images in full precision, each at most once."""
+        if not found.parts:
+            return
+        margin, right, repeated = (torch.cat(column) for column in zip(*found.parts))
+        while (uncertain := ~(margin.abs() >= self.uncertainty) & ~repeated).any():  # True for NaN as well
+            exact, right[uncertain] = self._in_full_precision(uncertain, found.first)
             self._measure_error(exact, margin[uncertain])
             margin[uncertain] = exact.to(margin)
-            settled |= uncertain
-        return list(margin.split([len(part) for part, _ in judged])), int((~right).sum())
+            repeated |= uncertain
+        sizes = [len(part) for part in found.margins]
+        found.parts = list(zip(*(whole.split(sizes) for whole in (margin, right, repeated))))
 
     def _in_full_precision(self, selected: Tensor, first: int) -> Judged:
         """Judge the images where `selected` (images,) is True; its first element belongs to batch number `first`."""

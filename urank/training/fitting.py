@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
+from urank.attention import unfused_attention
 from urank.datasets import Dataset, FileSplit, Split
 from urank.deadline import OutOfTime, is_over
 from urank.distributed import is_first, processes, synchronize, total
@@ -93,6 +94,7 @@ def fit(
         numpy_state_kept(),
         ieee_float32(),
         benchmarked_convolutions(),
+        unfused_attention(model),
     ):
         run = _Run(model, recipe, steps=len(dataset.train) // recipe.batch_size, seed=seed, part=part)
         if checkpoint is not None and checkpoint.exists():
