@@ -1,3 +1,4 @@
+import dataclasses
 import platform
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 import urank
+from benchmarks import pretrained
 from benchmarks import speed as script
 from urank.files import write_json
 from urank.numerics import describe, has_fast_bfloat16
@@ -36,6 +38,18 @@ def test_the_naive_search_is_this_packages(monkeypatch):
     rows = script.search_part("vgg11", None)
     assert [row["what"].split()[5] for row in rows] == ["exact", "fast"]
     assert all(row["same"] and row["probes"] > 30 and row["images"] == 60 for row in rows)
+
+
+def test_a_search_is_compared_with_naive_passes_and_some_naive_searches():
+    model, digits = tiny()
+    grams = urank.accumulate_grams(model, digits.batches(digits.train), progress=False)
+    batches = list(digits.batches(digits.test))
+    plan, row = pretrained.timed_search(model, grams, batches, tolerance=1.7)
+    assert row["probes"] == len(plan.probes) and row["layers"] == 9 and row["seconds"] > 0
+    compared = dict(pretrained.searched_naively(model, grams, batches, plan, every=4))
+    assert compared == {"features.0": True, "features.15": True, "classifier": True}
+    other = dataclasses.replace(plan, probes=plan.probes[1:])
+    assert not dict(pretrained.searched_naively(model, grams, batches, other, every=4))["features.0"]
 
 
 def test_the_command_writes_what_the_page_reads(monkeypatch, tmp_path, capsys):

@@ -25,6 +25,18 @@ RATIOS = {
 }
 SEARCH = {name: label for name, label in RATIOS.items() if name != "processor_ratio"}
 SEARCH |= {name: name for name in ("images", "correct", "probes", "failed")}
+PRETRAINED = {
+    "what": "network",
+    "images": "images",
+    "layers": "layers",
+    "probes": "probes",
+    "pass_seconds": "one naive pass, s",
+    "naive_seconds": "naive, all probes, s",
+    "seconds": RATIOS["seconds"],
+    "ratio": RATIOS["ratio"],
+    "compared": "layers searched both ways",
+    "same": RATIOS["same"],
+}
 DELVE = {name: label for name, label in RATIOS.items() if name != "same"}
 DELVE |= {"naive_seconds": "delve, s", "naive_peak_mib": "delve, MiB"}
 APPROXIMATION = RATIOS | {
