@@ -5,7 +5,6 @@ Networks are built on the meta device: shapes without weights, and no download.
 
 import inspect
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -14,8 +13,6 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from tqdm import tqdm
 
-from urank import models
-from urank.attention import explicit_attention
 from urank.datasets import imagenet
 from urank.factorize import count_cost
 from urank.layers import matrix_layers, used_layers, weight_matrix
@@ -23,7 +20,7 @@ from urank.measure import count_probes
 from urank.models.libraries import timm_weights, torchvision_weights
 from urank.reproduction import paper
 from urank.reproduction.cost_estimates import VALIDATION, search_hours, training_hours
-from urank.reproduction.experiment import Experiment, preprocessing_of
+from urank.reproduction.experiment import Experiment, fresh_network, preprocessing_of
 from urank.reproduction.preview import stages_left
 from urank.reproduction.profiles import Profile, folder_of
 from urank.reproduction.run_folder import one_image
@@ -54,7 +51,7 @@ def row(profile: Profile, name: str, fresh: bool) -> dict[str, str]:
     """Return the row of one experiment."""
     experiment, folder = profile.find(name), folder_of(profile.name, name)
     side, images, epochs = side_of(experiment), validation_images(experiment), experiment.finetune.epochs
-    counts = counts_of(experiment.network, experiment.pretrained, side)
+    counts = counts_of(experiment, side)
     left = stages_of(experiment) if fresh else stages_left(experiment, folder)
     finetuning = training_hours(counts.macs, epochs or paper.finetuning_epochs(experiment.network))
     texts = [
@@ -78,14 +75,13 @@ class Counts(NamedTuple):
     bytes: int
 
 
-@cache
-def counts_of(network: str, pretrained: str | None, side: int) -> Counts:
+def counts_of(experiment: Experiment, side: int) -> Counts:
     """Count on images of `side` x `side` pixels.
 
     The search keeps two copies of the network in float32, and the Gram matrices in float64.
     """
     with torch.device("meta"):
-        built = explicit_attention(models.create(network, 1000, pretrained=pretrained, fetch=False))
+        built = fresh_network(experiment, fetch=False)
     shape, layers = (3, side, side), matrix_layers(built)
     names, cost = used_layers(built, one_image(built, shape)), count_cost(built, shape)
     grams = sum(len(weight_matrix(layers[name])) ** 2 for name in names)
