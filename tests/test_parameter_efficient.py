@@ -53,6 +53,11 @@ class TestSizes:
         tied, full = count_cost(resnet50_pe(), (3, 64, 64)), count_cost(torchvision.models.resnet50(), (3, 64, 64))
         assert tied.params < 0.61 * full.params and tied.macs > full.macs
 
+    @pytest.mark.parametrize("network", ["vit", "vit_pe"])
+    def test_options_reach_the_transformer(self, network):
+        model = models.create(network, class_token=False, global_pool="avg")
+        assert model.cls_token is None and model.pos_embed.shape[1] == 64
+
 
 class TestFormulas:
     def test_feed_forward(self):

@@ -46,7 +46,7 @@ def create(
         pretrained: True for the library's default weights, or a name: an entry such as "IMAGENET1K_V1" for torchvision,
             a tag such as "fb_in1k" for timm.
         fetch: False to build the network for these weights without downloading them; its weights are then random.
-        options: keyword arguments for the library's constructor.
+        options: keyword arguments for the library's constructor; for "vit" and "vit_pe", of timm's `VisionTransformer`.
 
     >>> network = create("vgg11", classes=100, width=0.5)
     >>> sum(parameter.numel() for parameter in network.parameters())
@@ -64,11 +64,11 @@ def create(
     if classes < 1 or not 0 < width < math.inf:
         raise ValueError(f"{name}: classes ({classes}) and width ({width}) must be positive")
     if name in NETWORKS:
-        if pretrained or options:
+        if pretrained or (options and name not in ("vit", "vit_pe")):
             raise ValueError(
                 f"{name}: only classes and width can be set; there are no published weights or other options"
             )
-        return NETWORKS[name](classes=classes, width=width)
+        return NETWORKS[name](classes=classes, width=width, **options)
     if width != 1:
         raise ValueError(f"{name}: the width of a library's network is fixed; remove width={width}")
     library, _, network = name.partition("/")

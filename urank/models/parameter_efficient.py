@@ -61,9 +61,9 @@ class TiedMlp(Mlp):
 TIED: dict[str, Any] = dict(attn_layer=TiedAttention, mlp_layer=TiedMlp)
 
 
-def vit_pe(classes: int = 10, width: float = 1.0) -> VisionTransformer:
+def vit_pe(classes: int = 10, width: float = 1.0, **options: Any) -> VisionTransformer:
     """Return the twin of `vit`, 6 blocks of 192 features for 32 x 32 images, with tied matrices."""
-    return on_patches(32, scaled(6, width), depth=6, classes=classes, **TIED)
+    return on_patches(32, scaled(6, width), depth=6, classes=classes, **TIED, **options)
 
 
 def vit_pe_224(features: int, classes: int = 1000) -> VisionTransformer:

@@ -10,13 +10,14 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 
-def vit(classes: int = 10, width: float = 1.0) -> VisionTransformer:
+def vit(classes: int = 10, width: float = 1.0, **options: Any) -> VisionTransformer:
     """Return a ViT with 4 x 4 patches and 6 blocks of 192 features.
 
     Args:
         width: factor on the number of heads (6 heads of 32 features).
+        options: further arguments of timm's `VisionTransformer`.
     """
-    return on_patches(32, scaled(6, width), depth=6, classes=classes)
+    return on_patches(32, scaled(6, width), depth=6, classes=classes, **options)
 
 
 def deit(classes: int = 10, width: float = 1.0) -> VisionTransformer:

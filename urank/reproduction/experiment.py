@@ -39,7 +39,8 @@ class Experiment:
         holdout: number of training images, the last ones, that are used for validation in the search instead of
             training and calibration. With 0 the search uses test images, on which accuracies are also reported.
         baseline: also fine-tune the original network by the same recipe, for a fair comparison.
-        options: for a network of timm or torchvision, arguments of its constructor, for example its depth.
+        options: for a network of timm or torchvision, "vit" or "vit_pe", arguments of its constructor, for example its
+            depth.
     """
 
     network: str
