@@ -8,6 +8,7 @@ naively as well, in the network with the projections that `search_ranks` left in
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -18,14 +19,13 @@ from torch import Tensor, nn
 
 import urank
 from benchmarks import naive
-from benchmarks.speed import OUT, measured
+from benchmarks.speed import OUT, measured, measured_here, rows_in, same_plan
 from urank.cli_measure import Images
 from urank.factorize import project_layer
-from urank.files import read_json, write_json
+from urank.files import write_json
 from urank.layers import matrix_layers
 from urank.measure import choose_layers, measurable
 from urank.models.loading import load_network, preprocessing_of
-from urank.numerics import describe
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -50,8 +50,8 @@ def searched_naively(
     for number, (name, entry) in enumerate(zip(grams, plan.layers, strict=True)):
         if number % every == 0:
             other = naive.search(network, {name: grams[name]}, batches, plan.tolerance)
-            decided = [[(p.side, p.k, p.passed) for p in one.probes if p.layer == name] for one in (plan, other)]
-            yield name, decided[0] == decided[1] and other.layers == (entry,)
+            asked = tuple(probe for probe in plan.probes if probe.layer == name)
+            yield name, same_plan(replace(plan, layers=(entry,), probes=asked), other)
         project_layer(layers[name], grams[name], entry.k_s, entry.k_t)
 
 
@@ -74,13 +74,12 @@ def main(
     grams = urank.accumulate_grams(network, calibrated, choose_layers(network, calibrated[0][0][:1], ["*"]))
     batches = list(data.validation)
     plan, row = timed_search(network, grams, batches, tolerance)
-    where = dict(only="pretrained", device=describe(torch.device("cpu")), torch=torch.__version__)
-    row = where | dict(part="pretrained", what=model) | row
+    row = measured_here("pretrained") | dict(part="pretrained", what=model) | row
     typer.echo(row)
     compared = dict(searched_naively(network, grams, batches, plan, every))
     typer.echo(compared)
     row |= dict(compared=len(compared), same=all(compared.values()))
-    others = [one for one in read_json(out)["rows"] if (one["only"], one["what"]) != ("pretrained", model)]
+    others = [one for one in rows_in(out) if (one["only"], one["what"]) != ("pretrained", model)]
     write_json(out, dict(rows=[*others, row]))
 
 

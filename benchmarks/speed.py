@@ -394,6 +394,16 @@ PARTS = {
 }
 
 
+def rows_in(path: Path) -> list[dict]:
+    """Return the rows that were measured before."""
+    return read_json(path)["rows"] if path.exists() else []
+
+
+def measured_here(part: str) -> dict:
+    """Return the columns that tell which part a row belongs to, and where it was measured."""
+    return dict(only=part, device=describe(torch.device("cpu")), torch=torch.__version__)
+
+
 def main(
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}. Repeatable.")] = None,
     images: Annotated[int | None, typer.Option(help="Number of images; each part has a default.")] = None,
@@ -407,10 +417,10 @@ def main(
     if unknown:
         raise typer.BadParameter(f"no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
     names = only or list(PARTS)
-    earlier = read_json(out)["rows"] if out.exists() else []
+    earlier = rows_in(out)
     rows: list[dict] = []
     for name in names:
-        where = dict(only=name, device=describe(torch.device("cpu")), torch=torch.__version__)
+        where = measured_here(name)
         for row in PARTS[name](images):
             rows.append(where | row)
             measured_now = {row["only"] for row in rows}
