@@ -95,15 +95,17 @@ def allowed_loss(tolerance, N):
     return floor(Fraction(str(tolerance)) * N / 100)
 
 
-def search(model, grams, batches, tolerance, mode="joint"):
+def search(model, grams, batches, tolerance, mode="joint", budget=None, sides="ST"):
     """(rows, probes, mlu). A row is a dict per layer, a probe (layer, "S" or "T", k, passed, correct)."""
     if mode not in ("joint", "isolated"):
         raise ValueError(f"mode must be joint or isolated, not {mode!r}")
     original = copy.deepcopy(model).eval()
-    t = allowed_loss(tolerance, sum(len(labels) for _, labels in batches))
+    N = sum(len(labels) for _, labels in batches)
+    t = 0 if budget is not None else allowed_loss(tolerance, N)
     base = count_correct(original, batches)
     rows, probes = [], []
     current = copy.deepcopy(original)
+    projections = 0
 
     for name, G in grams.items():
         if mode == "isolated":
@@ -129,10 +131,18 @@ def search(model, grams, batches, tolerance, mode="joint"):
                     lo = k + 1
             return lo
 
-        needed = base - t if mode == "isolated" else correct_with(d, m) - t
-        k_s = smallest("S", d, lambda k: correct_with(k, m), needed)
-        needed = base - 2 * t if mode == "isolated" else correct_with(k_s, m) - t
-        k_t = smallest("T", m, lambda k: correct_with(k_s, k), needed)
+        k_s, k_t = d, m
+        for number, side in enumerate(sides, 1):
+            projections += 1
+            if budget is not None:
+                share = Fraction(projections, len(grams) * len(sides))
+                needed = base - floor(share * Fraction(str(budget)) * N / 100)
+            else:
+                needed = base - number * t if mode == "isolated" else correct_with(k_s, k_t) - t
+            if side == "S":
+                k_s = smallest("S", d, lambda k: correct_with(k, m), needed)
+            else:
+                k_t = smallest("T", m, lambda k: correct_with(k_s, k), needed)  # noqa: B023
 
         correct = correct_with(k_s, k_t)  # and the projections stay in place
         rank = rank_of(project(W, G, k_s, k_t))

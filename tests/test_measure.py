@@ -63,6 +63,41 @@ class TestMeasure:
         before, after = measured.costs
         assert after.params < before.params
 
+    def test_keeps_a_share_of_the_parameters_without_a_search(self, network, measured):
+        kept = measure(network, CALIBRATION, VALIDATION, keep=0.5, progress=False)
+        before, after = kept.costs
+        assert after.params <= 0.5 * before.params and not kept.plan.probes
+        assert kept.accuracy[0] == measured.accuracy[0] and kept.accuracy[1] > 25
+        assert "allocate_ranks(0.5, params, output); no search" in kept.summary()
+
+    def test_output_factors_are_closer_to_the_outputs_at_the_same_ranks(self, network, measured):
+        other = measure(network, CALIBRATION, VALIDATION, tolerance=2.0, factors="output", progress=False)
+        assert other.plan == measured.plan and other.costs == measured.costs
+        images = torch.cat([images for images, _ in CALIBRATION])
+        with torch.no_grad():
+            errors = [(each.projected[0](images) - network[0](images)).square().sum() for each in (other, measured)]
+        assert errors[0] <= errors[1]
+
+    def test_a_budget_is_kept(self, network):
+        within = measure(network, CALIBRATION, VALIDATION, budget=4, sides="output", progress=False)
+        assert within.accuracy[1] >= within.accuracy[0] - 4
+        assert "joint, 4 points in all, output side only" in within.summary()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (dict(keep=0.0), "keep must be above 0"),
+            (dict(keep=0.5, budget=1), "give one of them"),
+            (dict(budget=1, mode="isolated"), "needs mode 'joint'"),
+            (dict(budget=-1), "budget must be between 0 and 100"),
+            (dict(sides="left"), "sides must be one of 'both', 'input', 'output'"),
+            (dict(factors="best"), "factors must be 'paper' or 'output'"),
+        ],
+    )
+    def test_refuses_options(self, network, options, message):
+        with pytest.raises(ValueError, match=message):
+            measure(network, CALIBRATION, VALIDATION, **options)
+
     def test_chooses_layers_by_pattern(self, network):
         plan = measure(network, CALIBRATION, VALIDATION, tolerance=2.0, layers=["9", "[03]"], progress=False).plan
         assert [entry.layer for entry in plan.layers] == ["0", "3", "9"]

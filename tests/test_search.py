@@ -106,6 +106,40 @@ def test_is_the_literal_search(trained, name, mode, tolerance):
         assert plan.correct == naive.count_correct(network, validation)
 
 
+@pytest.mark.parametrize(("name", "budget"), [("cnn", 4), ("mlp", 10), ("residual", 9), ("vit", 8)])
+def test_a_budget_for_the_whole_network_is_kept(trained, name, budget):
+    """Equal to a naive search. After i of n projections, at most floor(i/n budget N / 100) images are lost."""
+    network, calibration, validation = trained(name)
+    reference = naive.search(network, naive.grams(network, calibration), validation, None, budget=budget)
+    for evaluation in ("exact", "fast"):
+        plan = search(network, calibration, validation, budget=budget, evaluation=evaluation)
+        assert_equal_to_reference(plan, *reference, evaluation)
+        assert (plan.tolerance, plan.budget) == (None, budget)
+        for number, layer in enumerate(plan.layers, 1):
+            assert plan.correct - layer.correct <= math.floor(number * budget * plan.total / (100 * len(plan.layers)))
+    equal = search(network, calibration, validation, tolerance=budget / (2 * len(plan.layers)), evaluation="exact")
+    assert plan.mlu <= equal.mlu  # what one projection does not use, others do
+
+
+@pytest.mark.parametrize("sides", ["input", "output"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cnn", dict(tolerance=2)), ("cnn", dict(budget=4)), ("mlp", dict(tolerance=2, mode="isolated"))],
+)
+def test_one_side_alone_is_searched(trained, name, options, sides):
+    network, calibration, validation = trained(name)
+    arrays = naive.grams(network, calibration)
+    options = dict(tolerance=None) | options
+    reference = naive.search(network, arrays, validation, sides="S" if sides == "input" else "T", **options)
+    options = {key: value for key, value in options.items() if value is not None}
+    for evaluation in ("exact", "fast"):
+        plan = search(network, calibration, validation, sides=sides, evaluation=evaluation, **options)
+        assert_equal_to_reference(plan, *reference, evaluation)
+        assert plan.sides == sides and len(plan.probes) > 0
+        whole = [layer.k_t == layer.m if sides == "input" else layer.k_s == layer.d for layer in plan.layers]
+        assert all(whole)
+
+
 @pytest.mark.parametrize("mode", ["joint", "isolated"])
 def test_layers_are_searched_in_the_order_of_their_gram_matrices(trained, mode):
     """Backward, a step from layer to layer goes back in the network: what was kept for the last one does not serve."""

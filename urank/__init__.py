@@ -17,6 +17,7 @@ utilized rank is the rank of W' = P_S W P_T, where S and T are as small as the a
 
 import urank._operators  # noqa: F401  must run before torchvision or timm is imported for the first time
 from urank._version import __version__
+from urank.allocation import allocate_ranks
 from urank.attention import explicit_attention
 from urank.baselines import energy_rank, output_pca, weight_svd
 from urank.calibration import accumulate_grams
@@ -53,7 +54,7 @@ __all__ += ["accumulate_grams", "output_gram", "Spectrum", "dimension_for_energy
 __all__ += ["error_bound", "utilized_rank", "project_tied_weight", "share_outside_span"]
 # Search the ranks, or choose them with a baseline:
 __all__ += ["search_ranks", "Validation", "Replay", "RankPlan", "LayerRank", "Probe"]
-__all__ += ["weight_svd", "output_pca", "energy_rank"]
+__all__ += ["weight_svd", "output_pca", "energy_rank", "allocate_ranks"]
 # Build the compact network:
 __all__ += ["project_network", "decompose", "merge_useless", "save_compact", "load_compact", "count_cost", "Cost"]
 # Create and train networks:

@@ -18,9 +18,8 @@ from urank.factorize import check_plan_grams, planned_layers
 from urank.layers import matrix_layers, weight_matrix
 from urank.plan import LayerRank, RankPlan
 from urank.search.bisection import check_grams
+from urank.search.protocol import check_sides
 from urank.subspaces import dimension_for_energy, layer_spectra, project_weight, utilized_rank
-
-SIDES = ("both", "input", "output")
 
 
 def weight_svd(model: nn.Module, plan: RankPlan) -> RankPlan:
@@ -86,8 +85,7 @@ def energy_rank(model: nn.Module, grams: Mapping[str, Tensor], energy: float = 0
         ValueError: `energy` or `sides` is invalid, `grams` is empty, or a Gram matrix does not match its layer.
         FloatingPointError: a Gram matrix contains NaN or infinity.
     """
-    if sides not in SIDES:
-        raise ValueError(f"sides must be one of {', '.join(map(repr, SIDES))}, got {sides!r}")
+    check_sides(sides)
     check_grams(model, grams)
     layers = matrix_layers(model)
     entries = [energy_entry(name, weight_matrix(layers[name]), grams[name], energy, sides) for name in grams]

@@ -19,8 +19,9 @@ from urank.deadline import duration
 from urank.distributed import pick_device
 from urank.files import read_json, write_json
 from urank.layers import coverage
-from urank.measure import Measurement, choose_layers, count_probes, few_images_note, measurable, measure
+from urank.measure import Measurement, check_options, choose_layers, count_probes, few_images_note, measurable, measure
 from urank.models.loading import load_network, preprocessing_of
+from urank.search.protocol import Protocol
 from urank.search.validation import Validation, predict
 from urank.throughput import images_per_second
 
@@ -48,6 +49,16 @@ def measure_command(
     calibration: Annotated[int, typer.Option(help="Number of calibration images, for the Gram matrices.")] = 500,
     validation: Annotated[int | None, typer.Option(help="Number of validation images; default: all others.")] = None,
     tolerance: Annotated[float, typer.Option(help="Accuracy points that one projection may cost.")] = 0.1,
+    budget: Annotated[
+        float | None, typer.Option(help="Accuracy points that all projections may cost, in place of --tolerance.")
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of the parameters to keep (0 to 1); ranks by energy, without a search.")
+    ] = None,
+    sides: Annotated[str, typer.Option(help="both, or only the input or output side of each layer.")] = "both",
+    factors: Annotated[
+        str, typer.Option(help="paper (P_S W P_T), or output (closest outputs at that rank).")
+    ] = "paper",
     mode: Annotated[str, typer.Option(help="joint (projections stay in place) or isolated.")] = "joint",
     evaluation: Annotated[str, typer.Option(help="fast, or exact for every image in every probe.")] = "fast",
     layers: Annotated[list[str] | None, typer.Option(help='Only these layers, e.g. "blocks.*". Repeatable.')] = None,
@@ -70,19 +81,23 @@ def measure_command(
     time, the same command resumes after the last finished layer.
     """
     started = time.monotonic()
+    protocol = Protocol(tolerance, mode, budget, sides)
+    check_options(protocol, keep, factors)
     network = explicit_attention(load_network(model, weights, match)).to(pick_device(device))
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     given = dict(size=input_size, mean=numbers(mean), std=numbers(std), interpolation=interpolation)
     view = preprocessing(preprocessing_of(model, network), given, crop_pct)
     data = Images(images, network, view, agreement, calibration, validation, skip_unreadable)
     patterns = layers or ["*"]
-    typer.echo(outlook(model, network, data, patterns, tolerance))
+    typer.echo(outlook(model, network, data, patterns, protocol, keep))
     if dry_run:
         return
     folder = out or Path(f"urank-{model.replace('/', '-').replace(':', '-')}")
     settings = dict(model=model, weights=str(weights), images=str(images.resolve()), agreement=agreement)
     settings |= dict(calibration=calibration, validation=validation, tolerance=tolerance, mode=mode)
     settings |= dict(evaluation=evaluation, layers=patterns, preprocessing=view)
+    others = dict(budget=budget, keep=keep, sides=sides, factors=factors)
+    settings |= {name: value for name, value in others.items() if value not in (None, "both", "paper")}
     claim(folder, settings)
     measured = measure(
         network,
@@ -95,6 +110,10 @@ def measure_command(
         None if memory is None else int(memory * 2**30),
         checkpoint=folder / "search.json",
         deadline=None if time_budget is None else started + time_budget,
+        budget=budget,
+        sides=sides,
+        keep=keep,
+        factors=factors,
     )
     finish(measured, folder, model, decompose)
 
@@ -212,7 +231,14 @@ class Images:
         return Validation.agreement(self.network, batches) if self.agreement else Validation(batches)
 
 
-def outlook(model: str, network: nn.Module, data: Images, patterns: Sequence[str], tolerance: float) -> str:
+def outlook(
+    model: str,
+    network: nn.Module,
+    data: Images,
+    patterns: Sequence[str],
+    protocol: Protocol,
+    keep: float | None,
+) -> str:
     """Return what will be measured, with how many images and probes, and about how long it will take."""
     calibration, validation = data.parts
     [(image, _)] = data.batches(validation.take(1))
@@ -222,26 +248,36 @@ def outlook(model: str, network: nn.Module, data: Images, patterns: Sequence[str
     names = choose_layers(separate, image, patterns)
     frame = coverage(separate, image)
     chosen, left_out = frame["layer"].isin(names), frame[~frame["layer"].isin(names)]
-    probes, batch = count_probes(separate, names), image.repeat(min(16, len(validation)), 1, 1, 1)
-    seconds = len(validation) / images_per_second(dict(network=separate), batch, seconds=1)["network"]
     reasons = left_out.assign(reason=left_out["reason"].replace("", "not among --layers")).groupby("reason")["share"]
     lines = [
         f"{model}: {len(names)} layers with {100 * frame.loc[chosen, 'share'].sum():.1f} % of the parameters",
         *(f"  skipped ({100 * share:.1f} % of the parameters): {reason}" for reason, share in reasons.sum().items()),
         f"images: {len(calibration):,} for calibration, {len(validation):,} for validation, "
         f"{data.view['size']} x {data.view['size']} pixels",
-        f"probes: at most {probes:,}; one pass over the validation images takes about {duration(seconds)}",
-        f"expected: about {duration(USUAL_SHARE * probes * seconds)}, at most {duration(probes * seconds)}, on "
-        f"{image.device}",
     ]
-    return "\n".join([*lines, *filter(None, [few_images_note(tolerance, len(validation))])])
+    if keep is not None:
+        return "\n".join([*lines, f"ranks: by energy for {100 * keep:g} % of the parameters; no probes"])
+    batch = image.repeat(min(16, len(validation)), 1, 1, 1)
+    seconds = len(validation) / images_per_second(dict(network=separate), batch, seconds=1)["network"]
+    lines += effort(count_probes(separate, names, protocol.sides), seconds, image.device)
+    note = few_images_note(protocol.tolerance if protocol.budget is None else None, len(validation))
+    return "\n".join([*lines, *filter(None, [note])])
+
+
+def effort(probes: int, seconds: float, device: torch.device) -> list[str]:
+    """Return how long a search takes if one pass over the validation images takes `seconds`."""
+    expected, most = duration(USUAL_SHARE * probes * seconds), duration(probes * seconds)
+    return [
+        f"probes: at most {probes:,}; one pass over the validation images takes about {duration(seconds)}",
+        f"expected: about {expected}, at most {most}, on {device}",
+    ]
 
 
 def claim(folder: Path, settings: dict) -> None:
     """Note in `folder` what is measured there; raise an error if it holds another measurement."""
     path, settings = folder / "measurement.json", json.loads(json.dumps(settings))
     if path.exists() and (before := read_json(path)) != settings:
-        differing = [name for name in settings if before.get(name) != settings[name]]
+        differing = [name for name in settings | before if before.get(name) != settings.get(name)]
         names = ", ".join(differing)
         raise ValueError(f"{folder}: contains another measurement (other {names}); choose another --out")
     write_json(path, settings)

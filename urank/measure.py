@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from urank.allocation import allocate_ranks
 from urank.attention import explicit_attention
+from urank.baselines import output_pca
 from urank.calibration import accumulate_grams, images_of
 from urank.factorize import Cost, count_cost, decompose, project_network, save_compact
 from urank.files import atomic, write_json
-from urank.layers import coverage, used_layers
+from urank.layers import coverage, matrix_layers, used_layers, weight_matrix
 from urank.numerics import describe
 from urank.plan import RankPlan, allowed_loss
-from urank.search.bisection import check_protocol, search_ranks
+from urank.search.bisection import search_ranks
+from urank.search.protocol import SIDES, Protocol
 from urank.search.validation import Validation
 from urank.shared_layers import separate_uses
 from urank.throughput import images_per_second
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+FACTORS = ("paper", "output")
 SPEED_IMAGES = 32  # images per batch of the throughput measurement
 MIN_ALLOWED_LOSS = 5  # images that one projection may lose; with fewer, chance decides too much
 
@@ -43,18 +47,27 @@ def measure(
     progress: bool = True,
     checkpoint: Path | None = None,
     deadline: float | None = None,
+    budget: float | None = None,
+    sides: str = "both",
+    keep: float | None = None,
+    factors: str = "paper",
 ) -> "Measurement":
     """Measure the utilized rank of every layer of `model`, with one projection allowed to cost `tolerance` points.
 
     Attention layers of `nn.MultiheadAttention` are measured as plain linear layers, and every use of a shared layer is
     measured separately.
 
+    With `keep` there is no search: the ranks are those that keep most output energy in that share of the parameters.
+
     Args:
         model: an image classifier on the device where it is to run; it is not changed.
         calibration: batches of images, or of (images, labels): a list, a DataLoader, ... For the Gram matrices.
         validation: batches of (images, labels) for counting correct predictions, kept in memory; or batches of images
             alone, for which agreement with the network's own predictions is counted; or a `Validation`.
-        tolerance, mode, evaluation, memory, progress, checkpoint, deadline: as in `search_ranks`.
+        tolerance, mode, evaluation, memory, progress, checkpoint, deadline, budget, sides: as in `search_ranks`.
+        keep: largest share of the parameters that the compact network may have, 0 to 1; see `allocate_ranks`.
+        factors: W' of a layer at its rank r: "paper" for P_S W P_T, "output" for the W' of rank r that is closest to XW
+            on the calibration images (see `output_pca`).
         layers: patterns of the layers to measure, for example ["blocks.*.mlp.*"].
 
     Raises:
@@ -75,7 +88,7 @@ def measure(
           (1): Linear(in_features=3, out_features=12, bias=True)
         )
     """
-    check_protocol(tolerance, mode)
+    check_options(Protocol(tolerance, mode, budget, sides), keep, factors)
     device = next(model.parameters()).device
     calibration = on_device(calibration, device)
     image = images_of(first_batch(calibration))[:1]
@@ -83,10 +96,26 @@ def measure(
     chosen = choose_layers(network, image, layers)
     grams = accumulate_grams(network, calibration, chosen, progress)
     counted = as_validation(network, validation)
-    plan = search_ranks(network, grams, counted, tolerance, mode, evaluation, memory, progress, checkpoint, deadline)
-    projected = project_network(network, plan, grams)
     images, _ = next(iter(counted))
-    return Measurement(network, projected, plan, counted.count_correct(projected), images[:SPEED_IMAGES])
+    if keep is None:
+        how = (tolerance, mode, evaluation, memory, progress, checkpoint, deadline, budget, sides)
+        plan = search_ranks(network, grams, counted, *how)
+    else:
+        plan = allocate_ranks(network, grams, keep, image_shape=tuple(images.shape[1:]))
+        plan = replace(plan, total=counted.total, correct=counted.count_correct(network), counts=counted.counts)
+    directions = output_pca(network, grams, plan) if factors == "output" else plan
+    projected = project_network(network, directions, grams)
+    return Measurement(network, projected, plan, counted.count_correct(projected), images[:SPEED_IMAGES], factors)
+
+
+def check_options(protocol: Protocol, keep: float | None, factors: str) -> None:
+    """Raise a ValueError for invalid options of `measure`."""
+    if keep is not None and not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
+    if keep is not None and protocol.budget is not None:
+        raise ValueError("keep is a budget of parameters and budget one of accuracy: give one of them")
+    if factors not in FACTORS:
+        raise ValueError(f"factors must be 'paper' or 'output', got {factors!r}")
 
 
 @dataclass(frozen=True)
@@ -99,6 +128,7 @@ class Measurement:
         plan: the utilized ranks and how they were found.
         projected_correct: how many validation images `projected` classifies correctly.
         images: a batch of validation images, for the cost and the throughput.
+        factors: which W' `projected` has, as in `measure`.
     """
 
     network: nn.Module
@@ -106,6 +136,7 @@ class Measurement:
     plan: RankPlan
     projected_correct: int
     images: Tensor
+    factors: str = "paper"
 
     @property
     def frame(self) -> "pd.DataFrame":
@@ -149,7 +180,6 @@ class Measurement:
 
     def note(self) -> str:
         """Return a warning if the tolerance allows a projection to lose only a few images, else ""."""
-        assert self.plan.tolerance is not None
         return few_images_note(self.plan.tolerance, self.plan.total)
 
     def figure(self, title: str = "") -> "Figure":
@@ -175,7 +205,10 @@ class Measurement:
             images=plan.total,
             counts=plan.counts,
             tolerance=plan.tolerance,
+            budget=plan.budget,
+            sides=plan.sides,
             mode=plan.mode,
+            factors=self.factors,
             accuracy=self.accuracy,
             mlu=(plan.weight_mlu, plan.mlu),
             params=(before.params, after.params),
@@ -208,6 +241,7 @@ class Measurement:
         """Return the main results as text, one per line."""
         r, (first, second) = self.results, self.throughput
         counts = "agreement with the unmodified network" if r["counts"] == "agreement" else "correct labels"
+        found = f"{r['probes']} probes, {r['evaluation']}, images in {r['precision']}" if r["probes"] else "no search"
         rows = {
             "layers": f"{r['layers']}, with {100 * r['share']:.1f} % of the parameters",
             "accuracy": f"{r['accuracy'][0]:.2f} % -> {r['accuracy'][1]:.2f} % projected, not fine-tuned "
@@ -217,12 +251,24 @@ class Measurement:
             "parameters": change(r["params"][0] / 1e6, r["params"][1] / 1e6, " M"),
             "MACs": change(r["macs"][0] / 1e6, r["macs"][1] / 1e6, " M"),
             "images/s": change(first, second, ""),
-            "probes": f"{r['probes']}, {r['evaluation']}, images in {r['precision']}",
+            "ranks": f"{self.rule()}; {found}",
         }
         lines = [f"{name:<11} {text}" for name, text in rows.items()]
         if second < first:
             lines.append("The compact network is slower than the original on this device.")
         return "\n".join([*lines, *filter(None, [self.note()])])
+
+    def rule(self) -> str:
+        """Return in words how the ranks and the W' were chosen."""
+        plan = self.plan
+        limits = {
+            f"{plan.tolerance} points per projection": plan.tolerance,
+            f"{plan.budget} points in all": plan.budget,
+        }
+        limit = next((words for words, points in limits.items() if points is not None), None)
+        sides = "" if plan.sides == "both" else f", {plan.sides} side only"
+        factors = "" if self.factors == "paper" else f", {self.factors} factors"
+        return (f"{plan.mode}, {limit}{sides}" if limit else plan.mode) + factors
 
     def coverage_share(self) -> float:
         """Return the share of the parameters that the measured layers have, 0 to 1."""
@@ -240,14 +286,13 @@ def change(before: float, after: float, unit: str) -> str:
     return f"{shown[0]}{unit} -> {shown[1]}{unit} (x {after / before:.2f})"
 
 
-def few_images_note(tolerance: float, total: int) -> str:
+def few_images_note(tolerance: float | None, total: int) -> str:
     """Return a warning if one projection may lose fewer than five of `total` images, else "".
 
     >>> few_images_note(0.1, 50_000)
     ''
     """
-    allowed = allowed_loss(tolerance, total)
-    if allowed >= MIN_ALLOWED_LOSS or tolerance == 0:
+    if not tolerance or (allowed := allowed_loss(tolerance, total)) >= MIN_ALLOWED_LOSS:
         return ""
     recommended = math.ceil(100 * MIN_ALLOWED_LOSS / tolerance)
     return (
@@ -274,10 +319,11 @@ def choose_layers(network: nn.Module, images: Tensor, patterns: Sequence[str]) -
     return chosen
 
 
-def count_probes(network: nn.Module, names: Iterable[str]) -> int:
+def count_probes(network: nn.Module, names: Iterable[str], sides: str = "both") -> int:
     """Return how many probes a search of these layers needs at most: ceil(log2 d) + ceil(log2 m) per layer."""
-    modules = dict(network.named_modules())
-    sizes = [side for name in names for side in (modules[name].weight[0].numel(), len(modules[name].weight))]
+    layers = matrix_layers(network)
+    shapes = [dict(zip("ST", weight_matrix(layers[name]).shape)) for name in names]
+    sizes = [shape[side] for shape in shapes for side in SIDES[sides]]
     return sum(math.ceil(math.log2(size)) for size in sizes)
 
 

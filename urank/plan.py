@@ -19,6 +19,7 @@ Entry = TypeVar("Entry", bound="LayerRank | Probe | RankPlan")
 COLUMNS = ["layer", "d", "m", "weight_rank", "k_s", "k_t", "rank", "utilization", "correct"]
 COUNTS = ("labels", "agreement")  # what a correct prediction agrees with: the label, or the unmodified network
 HOW = ("evaluation", "precision", "version")  # fields that plans of early versions do not have
+LATER = dict(budget=None, sides="both")  # fields that older versions cannot read; saved only if they differ
 NOT_RECORDED = "not recorded"
 
 
@@ -81,7 +82,7 @@ class RankPlan:
 
     Attributes:
         layers: one `LayerRank` per layer.
-        tolerance: accuracy points that one projection may cost; None if no validation images were used.
+        tolerance: accuracy points that one projection may cost; None if there was a budget, or no validation image.
         mode: "joint" or "isolated" (see `search_ranks`), or the name of the rule that chose the ranks.
         total: number of validation images; 0 if none were used.
         correct: how many of them the unmodified network classifies correctly; None if none were used.
@@ -92,6 +93,8 @@ class RankPlan:
         precision: number format in which validation images were run, for example "float32". "bfloat16" means that
             uncertain images were repeated in the network's own precision.
         version: version of urank that ran the search.
+        budget: accuracy points that all projections together may cost; None if each one had a tolerance.
+        sides: which sides were projected: "both", "input" or "output".
 
     `evaluation`, `precision` and `version` are "not recorded" in a plan that was saved before urank kept them.
 
@@ -111,6 +114,8 @@ class RankPlan:
     evaluation: str = "none"
     precision: str = "none"
     version: str = __version__
+    budget: float | None = None
+    sides: str = "both"
 
     @property
     def mlu(self) -> float:
@@ -126,7 +131,7 @@ class RankPlan:
     def least_correct(self) -> int:
         """Return how many images must be correct for the first projection of the unmodified network to pass."""
         if self.correct is None or self.tolerance is None:
-            raise ValueError(f"no accuracy was measured for this plan (mode {self.mode!r})")
+            raise ValueError(f"this plan has no tolerance for one projection (mode {self.mode!r})")
         return self.correct - allowed_loss(self.tolerance, self.total)
 
     def __getitem__(self, layer: str) -> LayerRank:
@@ -151,7 +156,8 @@ class RankPlan:
         return frame.astype({"correct": "Int64"})
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """Return the plan as plain data, without `budget` and `sides` where these are the defaults."""
+        return {name: value for name, value in asdict(self).items() if value != LATER.get(name, ...)}
 
     @classmethod
     def from_dict(cls, content: dict) -> "RankPlan":
@@ -185,9 +191,9 @@ class RankPlan:
             raise ValueError(f"{path}: not a rank plan ({error})") from error
 
 
-def allowed_loss(tolerance: float, total: int) -> int:
-    """Return floor(tolerance total / 100) images in decimal arithmetic, so that 0.29 % of 10,000 is 29."""
-    return math.floor(Fraction(str(tolerance)) * total / 100)
+def allowed_loss(tolerance: float, total: int, share: Fraction = Fraction(1)) -> int:
+    """Return floor(share tolerance total / 100) images in decimal arithmetic, so that 0.29 % of 10,000 is 29."""
+    return math.floor(share * Fraction(str(tolerance)) * total / 100)
 
 
 def typed(entry: Entry) -> Entry:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from urank.measure import Measurement
 
 BLUE, GREY = "#0072B2", "#8a8a8a"
+SEARCHED = "utilized rank, the rank of W' = P_S W P_T, which keeps the accuracy within the tolerance"
+CHOSEN = "the rank that keeps most energy for the size of the network; min(d, m) where a layer stays whole"
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
@@ -29,8 +31,7 @@ th:first-child, td:first-child {{ text-align: left; }}
 <h1>{title}</h1>
 <pre>{summary}</pre>
 <img alt="Rank of W and utilized rank of every layer" src="data:image/svg+xml;base64,{figure}">
-<p>Grey: rank of the weight matrix W. Blue: utilized rank, the rank of W' = P_S W P_T, which keeps the accuracy within
-the tolerance. Layers are in the order of the forward pass.</p>
+<p>Grey: rank of the weight matrix W. Blue: {meaning}. Layers are in the order of the forward pass.</p>
 <h2>What to do next</h2><ul>{advice}</ul>
 <h2>Layers</h2><div class="table">{table}</div>
 {skipped}
@@ -65,6 +66,7 @@ def html(measured: "Measurement", title: str) -> str:
     return PAGE.format(
         title=escape(title),
         summary=escape(measured.summary()),
+        meaning=SEARCHED if measured.plan.probes else CHOSEN,
         figure=b64encode(drawing.getvalue()).decode(),
         advice="".join(f"<li>{escape(sentence)}</li>" for sentence in advice(measured)),
         table=table,

@@ -10,7 +10,7 @@ from torch import nn
 from urank import datasets, models
 from urank.attention import explicit_attention
 from urank.layers import matrix_layers
-from urank.search.bisection import check_protocol
+from urank.search.protocol import Protocol
 from urank.shared_layers import untie
 from urank.training.recipe import Recipe
 
@@ -73,7 +73,7 @@ class Experiment:
                 raise ValueError(f"experiment: {name} must be a mapping of options, got {getattr(self, name)!r}")
         datasets.check_options(self.dataset, self.data)
         self._check_numbers()
-        check_protocol(self.tolerance, self.mode)
+        Protocol(self.tolerance, self.mode)
         if not isinstance(self.sweep, list | tuple):
             raise ValueError(f"experiment: sweep must be a list of layer names, got {self.sweep!r}")
         object.__setattr__(self, "sweep", tuple(self.sweep))

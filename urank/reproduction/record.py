@@ -153,8 +153,8 @@ class Record:
 
     def to_dict(self) -> dict:
         """Return the record as the plain values of its JSON file."""
-        content = as_json(asdict(self))
-        content["plan"] = {name: value for name, value in content["plan"].items() if value != NOT_RECORDED}
+        plan = {name: value for name, value in self.plan.to_dict().items() if value != NOT_RECORDED}
+        content = as_json(asdict(self) | dict(plan=plan))
         if self.other_code is None:
             del content["other_code"]
         return {"latency" if name == "throughput" else name: value for name, value in content.items()}

@@ -22,8 +22,9 @@ from urank.distributed import totals
 from urank.factorize import project_layer
 from urank.files import read_json, tensors_digest, write_json
 from urank.layers import evaluating, matrix_layers, set_weight_matrix, weight_matrix
-from urank.plan import LayerRank, Probe, RankPlan, allowed_loss
+from urank.plan import LayerRank, Probe, RankPlan
 from urank.search.probes import MIN_SHARE_RUN, ExactCounter, WrongSkip, counter_for
+from urank.search.protocol import SIDES, Protocol
 from urank.search.replay import Replay
 from urank.search.validation import Judged, Validation, judge
 from urank.subspaces import Spectrum, layer_spectra, project_weight, utilized_rank
@@ -40,11 +41,16 @@ def search_ranks(
     progress: bool = True,
     checkpoint: Path | None = None,
     deadline: float | None = None,
+    budget: float | None = None,
+    sides: str = "both",
 ) -> RankPlan:
     """Find the utilized rank of every layer in `grams`, in their order, under an accuracy tolerance.
 
     Each side of a layer is bisected over its dimensions. k passes when at least `reference - floor(tolerance N / 100)`
     of the N validation images are classified correctly. If no smaller k passes, the side is not projected.
+
+    With a budget for the whole network, k passes in projection i of n when at least
+    `unmodified - floor(i/n budget N / 100)` images are correct: what one projection does not use, later ones may.
 
     Args:
         model: the network; it is not changed.
@@ -62,11 +68,13 @@ def search_ranks(
         checkpoint: file that is rewritten after every layer. An interrupted search resumes from it.
         deadline: value of `time.monotonic()` by which to stop. After its first layer, the search starts no layer that
             would end after the deadline if it took as long as the last one.
+        budget: accuracy points that all projections together may cost, in place of `tolerance`; only in joint mode.
+        sides: "both", or "input" or "output" to project only this side.
 
     Raises:
-        ValueError: tolerance outside 0..100, unknown mode or evaluation, no validation image, a Gram matrix of an
-            unknown layer or of the wrong shape, labels that the network has no output for, or a checkpoint of another
-            search.
+        ValueError: tolerance or budget outside 0..100, unknown mode, evaluation or sides, no validation image, a Gram
+            matrix of an unknown layer or of the wrong shape, labels that the network has no output for, or a checkpoint
+            of another search.
         FloatingPointError: the network's logits or a Gram matrix contain NaN or infinity.
         OutOfTime: the deadline is too close for the remaining layers.
 
@@ -82,12 +90,12 @@ def search_ranks(
         >>> [layer.layer for layer in plan.layers]
         ['0', '2']
     """
-    check_protocol(tolerance, mode)
+    protocol = Protocol(tolerance, mode, budget, sides)
     network = copy.deepcopy(model)
     check_grams(network, grams)
     if not isinstance(validation, Validation):
         validation = Validation(validation)
-    search = _Search(network, validation, tolerance, mode, evaluation, memory)
+    search = _Search(network, validation, protocol, len(grams), evaluation, memory)
     identity = "" if checkpoint is None else search.identity(grams)
     if checkpoint is not None and checkpoint.exists():
         search.resume(checkpoint, identity, grams)
@@ -103,14 +111,6 @@ def search_ranks(
                 remaining = f"the rank search has {len(left) - number} of {len(grams)} layers left"
                 check_time(deadline, remaining, time.monotonic() - start)
     return search.plan()
-
-
-def check_protocol(tolerance: float, mode: str) -> None:
-    """Raise a ValueError for a tolerance outside 0..100 or an unknown mode."""
-    if not 0 <= tolerance <= 100:
-        raise ValueError(f"tolerance must be between 0 and 100 accuracy points, got {tolerance}")
-    if mode not in ("joint", "isolated"):
-        raise ValueError(f"mode must be 'joint' or 'isolated', got {mode!r}")
 
 
 def check_grams(model: nn.Module, grams: Mapping[str, Tensor]) -> None:
@@ -135,13 +135,13 @@ class _Search:
         self,
         network: nn.Module,
         validation: Validation,
-        tolerance: float,
-        mode: str,
+        protocol: Protocol,
+        count: int,
         evaluation: str,
         memory: int | None,
     ):
-        self.network, self.layers, self.mode = network, matrix_layers(network), mode
-        self.validation, self.tolerance = validation, float(tolerance)
+        self.network, self.layers, self.validation = network, matrix_layers(network), validation
+        self.protocol, self.count = protocol, count  # how many layers are searched
         counter = counter_for(evaluation, network)
         ordered, margin, right = validation.hardest_first(network)
         own, judged = ordered.shared(), list(zip(ordered.own(margin), ordered.own(right)))
@@ -153,17 +153,17 @@ class _Search:
         self.correct = self.base
         self.counter = counter(network, Replay(network, own, memory), validation.total)
         self.counter.start_from(judged)
-        self.allowed = allowed_loss(tolerance, validation.total)
         self.found: list[LayerRank] = []
         self.probes: list[Probe] = []
         self.precisions, self.versions = [self.counter.precision], [__version__]
 
     def plan(self) -> RankPlan:
         """Return the plan of the layers found so far."""
+        protocol = self.protocol
         return RankPlan(
             tuple(self.found),
-            self.tolerance,
-            self.mode,
+            float(protocol.tolerance) if protocol.budget is None else None,
+            protocol.mode,
             self.validation.total,
             self.base,
             tuple(self.probes),
@@ -171,6 +171,8 @@ class _Search:
             self.counter.evaluation,
             ", ".join(dict.fromkeys(self.precisions)),
             ", ".join(dict.fromkeys(self.versions)),
+            protocol.budget,
+            protocol.sides,
         )
 
     def depends_on_batches(self, ordered: Validation, judged: list[Judged]) -> bool:
@@ -207,7 +209,7 @@ class _Search:
         Gram matrices enter by their rounded traces: summed again, by other threads, their last digits differ.
         """
         traces = {name: f"{gram.trace().item():.5e}" for name, gram in grams.items()}
-        protocol = (self.tolerance, self.mode, self.counter.evaluation, self.validation.counts, traces)
+        protocol = (self.protocol, self.counter.evaluation, self.validation.counts, traces)
         weights = (tensor for tensor in self.network.state_dict().values() if isinstance(tensor, Tensor))
         return tensors_digest(repr(protocol), *weights, *self.validation.labels())
 
@@ -223,7 +225,7 @@ class _Search:
         self.found, self.probes = list(earlier.layers), list(earlier.probes)
         self.precisions.insert(0, earlier.precision)
         self.versions.insert(0, earlier.version)
-        for entry in self.found if self.mode == "joint" else ():
+        for entry in self.found if self.protocol.mode == "joint" else ():
             project_layer(self.layers[entry.layer], grams[entry.layer], entry.k_s, entry.k_t)
             self.correct = entry.correct or 0  # never None in a plan of a search
         self.counter.reset()
@@ -245,7 +247,7 @@ class _Search:
             del self.probes[first_probe:]
             k_s, k_t, correct = self._sides(name, W, *spectra, bar)
         projected = project_weight(W, *spectra, k_s, k_t)
-        if self.mode == "isolated":
+        if self.protocol.mode == "isolated":
             set_weight_matrix(layer, W)
             self.counter.reset()
         self.correct = correct
@@ -253,25 +255,25 @@ class _Search:
 
     def _sides(self, name: str, W: Tensor, inputs: Spectrum, outputs: Spectrum, bar: tqdm) -> tuple[int, int, int]:
         """Return k_S, k_T, and how many images are correct with both projections in place."""
-        d, m = W.shape
+        sizes = dict(zip("ST", W.shape))
+        found, correct = dict(sizes), self.correct if self.protocol.mode == "joint" else self.base
+        for number, side in enumerate(SIDES[self.protocol.sides]):
+            correct = self.counter.begin_side(correct)
+            place = dict(layer=len(self.found), layers=self.count, side=number)
+            needed = self.protocol.needed(self.base, correct, self.validation.total, **place)
 
-        def side(label: str, size: int, before: int, needed: int, project: Callable[[int], Tensor]) -> tuple[int, int]:
-            def correct_with(k: int) -> int | None:
-                bar.set_postfix_str(f"{name} {label} {k}/{size}")
-                set_weight_matrix(self.layers[name], project(k))
+            def project(k: int, side: str = side) -> None:
+                dimensions = found | {side: k}
+                set_weight_matrix(self.layers[name], project_weight(W, inputs, outputs, *dimensions.values()))
+
+            def correct_with(k: int, side: str = side, needed: int = needed) -> int | None:
+                bar.set_postfix_str(f"{name} {side} {k}/{sizes[side]}")
+                project(k)
                 return self.counter.count(needed)
 
-            k, correct = self._bisect(name, label, size, before, correct_with)
-            set_weight_matrix(self.layers[name], project(k))
-            return k, correct
-
-        before = self.counter.begin_side(self.correct if self.mode == "joint" else self.base)
-        needed = before - self.allowed
-        k_s, correct = side("S", d, before, needed, lambda k: project_weight(W, inputs, outputs, k, m))
-        correct = self.counter.begin_side(correct)
-        needed = correct - self.allowed if self.mode == "joint" else self.base - 2 * self.allowed
-        k_t, correct = side("T", m, correct, needed, lambda k: project_weight(W, inputs, outputs, k_s, k))
-        return k_s, k_t, self.counter.finish_layer(correct)
+            found[side], correct = self._bisect(name, side, sizes[side], correct, correct_with)
+            project(found[side])
+        return found["S"], found["T"], self.counter.finish_layer(correct)
 
     def _bisect(
         self, layer: str, side: str, size: int, before: int, correct_with: Callable[[int], int | None]
