@@ -9,7 +9,8 @@ paper's accuracies also fit a thin network better than one with 11 M parameters.
     resnet50    8 basic blocks          50                           0.759 M
     resnet101   11 bottlenecks          101                          1.055 M
 
-`resnet29`, with 3 bottlenecks per stage, is not the paper's: it is the twin of the networks in `parameter_efficient`.
+Three more are not the paper's: `resnet29`, with 3 bottlenecks per stage, is the twin of the networks in
+`parameter_efficient`; `resnet32` and `resnet56`, with 5 and 9 basic blocks, are those of He et al.
 """
 
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ from urank.models.vgg import initialize
 BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], int]] = {
     "resnet18": (BasicBlock, 3),
     "resnet29": (Bottleneck, 3),
+    "resnet32": (BasicBlock, 5),
     "resnet50": (BasicBlock, 8),
+    "resnet56": (BasicBlock, 9),
     "resnet101": (Bottleneck, 11),
 }
 
@@ -30,7 +33,7 @@ class ResNet(nn.Module):
     """Thin ResNet with batch normalization: images (n, 3, 32, 32) -> logits (n, classes).
 
     Args:
-        depth: "resnet18", "resnet50" or "resnet101".
+        depth: a name from `BLOCKS`.
         classes: number of classes.
         width: factor on every channel count; 1.0 is 16, 32 and 64 channels.
     """

@@ -1,0 +1,258 @@
+"""Is the two-sided projection the right one? Accuracy without fine-tuning, by the choice of ranks and of W'.
+
+    URANK_DATA=... python -m benchmarks.choices curves resnet32 --data DIR   # DIR as in `benchmarks.subjects`
+    python -m benchmarks.choices half "small vgg11"
+    python -m benchmarks.choices noise resnet32 --data DIR
+
+Each command adds rows to a CSV in `data/benchmarks`, one after another, and skips those that are there:
+
+- `curves` (choices.csv): a search at several tolerances; then each other choice at the same ranks or the same size.
+- `half` (half_searches.csv): a search of both sides beside one of the output side alone.
+- `budgets` (budgets.csv): one tolerance per projection beside one total budget.
+- `noise` (noise.csv): the search on bootstrap draws of the validation images, and on halves of them.
+- `ladders` (ladders.csv): the accuracy at every k of some layers, beside the answer of the bisection.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import floor
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from torch import Tensor, nn
+
+import urank
+from benchmarks.subjects import Subject, load
+from urank.factorize import planned_layers, project_layer
+from urank.files import atomic
+from urank.layers import matrix_layers, set_weight_matrix, weight_matrix
+from urank.numerics import describe
+
+FOLDER = Path(__file__).parents[1] / "data" / "benchmarks"
+TOLERANCES = (0.05, 0.1, 0.2, 0.5)
+BUDGETS = (2.0, 5.0)
+DRAWS = 5
+
+app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
+Name = Annotated[str, typer.Argument(help='A name from `benchmarks.subjects`, or "small NETWORK".')]
+Data = Annotated[Path, typer.Option(help="Folder with cifar_resnets/ and imagenet/.")]
+HERE = Path("data")
+
+
+class Table:
+    """A CSV that grows by rows, each saved at once.
+
+    Args:
+        keys: columns that tell rows apart.
+    """
+
+    def __init__(self, name: str, *keys: str):
+        self.path, self.keys = FOLDER / f"{name}.csv", list(keys)
+        self.frame = pd.read_csv(self.path) if self.path.exists() else pd.DataFrame(columns=self.keys)
+
+    def has(self, *values: object) -> bool:
+        return bool((self.frame[self.keys].astype(str) == list(map(str, values))).all(axis=1).any())
+
+    def add(self, row: dict) -> None:
+        typer.echo(row)
+        self.frame = pd.concat([self.frame, pd.DataFrame([row])], ignore_index=True)
+        with atomic(self.path) as temporary:
+            self.frame.to_csv(temporary, index=False)
+
+
+def search(subject: Subject, **options: object) -> urank.RankPlan:
+    return urank.search_ranks(subject.network, subject.grams, subject.validation, **options)  # type: ignore[arg-type]
+
+
+def compact_share(subject: Subject, plan: urank.RankPlan) -> float:
+    """Return the share of the parameters that is left when every useful layer of `plan` is split."""
+    saved = sum(entry.d * entry.m - entry.rank * (entry.d + entry.m) for entry in plan.layers if entry.useful)
+    return 1 - saved / urank.count_cost(subject.network, subject.shape).params
+
+
+def accuracy(subject: Subject, network: nn.Module) -> float:
+    return 100 * subject.validation.count_correct(network) / subject.validation.total
+
+
+def built(subject: Subject, plan: urank.RankPlan) -> nn.Module:
+    """Return the compact network of a plan, not fine-tuned."""
+    projected = urank.project_network(subject.network, plan, subject.grams)
+    return urank.decompose(projected, plan, useful_only=True)
+
+
+def uniform(subject: Subject, share: float) -> urank.RankPlan:
+    """Return the plan that leaves every layer the same share of its weights, for the directions of its outputs."""
+    keep = share_of_layers(subject, share)
+    whole = urank.allocate_ranks(subject.network, subject.grams, 1.0, image_shape=subject.shape)
+    ranks = [max(1, floor(keep * entry.d * entry.m / (entry.d + entry.m))) for entry in whole.layers]
+    entries = [replace(entry, rank=rank, k_t=rank) for entry, rank in zip(whole.layers, ranks)]
+    return replace(whole, layers=tuple(entries), mode=f"uniform({keep:.3f})")
+
+
+def share_of_layers(subject: Subject, share: float) -> float:
+    """Return which share of the measured layers' weights is left in a network with `share` of its parameters."""
+    total = urank.count_cost(subject.network, subject.shape).params
+    measured = sum(weight_matrix(matrix_layers(subject.network)[name]).numel() for name in subject.grams)
+    return 1 - (1 - share) * total / measured
+
+
+def in_random_subspaces(subject: Subject, plan: urank.RankPlan, seed: int) -> nn.Module:
+    """Return the network with W' = W Q Q^T, where Q spans a random subspace of the outputs of the plan's rank."""
+    network = built(subject, urank.weight_svd(subject.network, plan))  # only its structure is used
+    generator = torch.Generator().manual_seed(seed)
+    layers = matrix_layers(subject.network)
+    for entry, layer in planned_layers(subject.network, plan):
+        W = weight_matrix(layers[entry.layer])
+        Q, _ = torch.linalg.qr(torch.randn(entry.m, entry.rank, generator=generator, dtype=W.dtype))
+        part = network.get_submodule(entry.layer)
+        if entry.useful:
+            first, second = part.pair
+            set_weight_matrix(first, W @ Q)
+            set_weight_matrix(second, Q.T)
+        else:
+            set_weight_matrix(part, W @ Q @ Q.T)
+        del layer
+    return network
+
+
+@app.command()
+def curves(name: Name, data: Data = HERE) -> None:
+    """Compare every choice at the ranks, or at the size, that a search finds at several tolerances."""
+    table = Table("choices", "network", "tolerance", "choice")
+    subject = load(name, data)
+    original = accuracy(subject, subject.network)
+    for tolerance in TOLERANCES:
+        if table.has(subject.name, tolerance, "uniform"):  # the last row of a tolerance
+            continue
+        plan = search(subject, tolerance=tolerance)
+        share = compact_share(subject, plan)
+        for choice, network, kept in choices(subject, plan, share):
+            if not table.has(subject.name, tolerance, choice):
+                row = dict(network=subject.name, tolerance=tolerance, choice=choice, kept=round(100 * kept, 2))
+                row |= dict(accuracy=round(accuracy(subject, network), 2), original=round(original, 2))
+                table.add(row | dict(images=subject.validation.total, mlu=round(100 * plan.mlu, 2), device=here()))
+
+
+def choices(subject: Subject, plan: urank.RankPlan, share: float) -> Iterator[tuple[str, nn.Module, float]]:
+    """Yield (choice, network, share of the parameters): at the plan's ranks, and at its size."""
+    network, grams = subject.network, subject.grams
+    yield "two-sided", built(subject, plan), share
+    yield "output PCA", built(subject, urank.output_pca(network, grams, plan)), share
+    yield "SVD of W", built(subject, urank.weight_svd(network, plan)), share
+    yield "random", in_random_subspaces(subject, plan, seed=0), share
+    for name, other in (
+        ("energy", urank.allocate_ranks(network, grams, share, image_shape=subject.shape)),
+        ("energy of W", urank.allocate_ranks(network, grams, share, choice="weights", image_shape=subject.shape)),
+        ("uniform", uniform(subject, share)),
+    ):
+        yield name, built(subject, other), compact_share(subject, other)
+
+
+@app.command()
+def half(name: Name, data: Data = HERE) -> None:
+    """Search both sides, and the output side alone; compare ranks, probes and accuracy."""
+    table = Table("half_searches", "network")
+    subject = load(name, data)
+    if table.has(subject.name):
+        return
+    both, output = (search(subject, sides=sides) for sides in ("both", "output"))
+    row = dict(network=subject.name, layers=len(both.layers), images=both.total)
+    row["rank is k_T"] = sum(entry.rank == entry.k_t for entry in both.layers)
+    row["equal ranks"] = sum(one.rank == other.rank for one, other in zip(both.layers, output.layers))
+    for label, plan in (("both", both), ("output", output)):
+        row[f"probes {label}"], row[f"mlu {label}"] = len(plan.probes), round(100 * plan.mlu, 2)
+        row[f"accuracy {label}"] = round(accuracy(subject, built(subject, plan)), 2)
+        row[f"kept {label}"] = round(100 * compact_share(subject, plan), 2)
+    table.add(row | dict(original=round(accuracy(subject, subject.network), 2), device=here()))
+
+
+@app.command()
+def budgets(name: Name, data: Data = HERE) -> None:
+    """Search with one total budget; `curves` has the rows with one tolerance per projection."""
+    table = Table("budgets", "network", "budget")
+    subject = load(name, data)
+    for budget in BUDGETS:
+        if not table.has(subject.name, budget):
+            plan = search(subject, budget=budget)
+            row = dict(network=subject.name, budget=budget, layers=len(plan.layers), mlu=round(100 * plan.mlu, 2))
+            row |= dict(kept=round(100 * compact_share(subject, plan), 2))
+            row |= dict(accuracy=round(accuracy(subject, built(subject, plan)), 2))
+            original = round(accuracy(subject, subject.network), 2)
+            table.add(row | dict(original=original, images=plan.total, device=here()))
+
+
+@app.command()
+def noise(name: Name, data: Data = HERE, tolerance: float = 0.1) -> None:
+    """Search on bootstrap draws of the validation images, and on either half, scored on the other one."""
+    table = Table("noise", "network", "images drawn")
+    subject = load(name, data)
+    for drawn, chosen, others in draws(subject.validation):
+        if not table.has(subject.name, drawn):
+            plan = search(replace(subject, validation=chosen), tolerance=tolerance)
+            projected = built(subject, plan)
+            row = {"network": subject.name, "images drawn": drawn, "tolerance": tolerance, "images": plan.total}
+            row |= dict(mlu=round(100 * plan.mlu, 2), ranks=" ".join(str(entry.rank) for entry in plan.layers))
+            for label, images in (("searched", chosen), ("other", others)):
+                if images is not None:
+                    counts = [images.count_correct(network) for network in (subject.network, projected)]
+                    row[f"lost on {label}"] = round(100 * (counts[0] - counts[1]) / images.total, 2)
+            table.add(row | dict(device=here()))
+
+
+def draws(
+    validation: urank.Validation,
+) -> Iterator[tuple[str, urank.Validation, urank.Validation | None]]:
+    """Yield (name, images to search on, other images): all, bootstrap draws, and two halves, one for the other."""
+    batches = list(validation)
+    images, labels = (torch.cat(parts) for parts in zip(*batches))
+
+    def part(rows: Tensor) -> urank.Validation:
+        return urank.Validation(list(zip(images[rows].split(250), labels[rows].split(250))))
+
+    yield "all", validation, None
+    for seed in range(DRAWS):
+        generator = torch.Generator().manual_seed(seed)
+        yield f"bootstrap {seed}", part(torch.randint(len(labels), (len(labels),), generator=generator)), None
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    first, second = (part(rows) for rows in order.chunk(2))
+    yield "first half", first, second
+    yield "second half", second, first
+
+
+@app.command()
+def ladders(name: Name, data: Data = HERE, tolerance: float = 0.1, count: int = 4) -> None:
+    """Count correct images at every k_T of some layers, in the network that the search has left before them."""
+    table = Table("ladders", "network", "layer", "k")
+    subject = load(name, data)
+    plan = search(subject, tolerance=tolerance, evaluation="exact")
+    chosen = {round(place) for place in torch.linspace(0, len(plan.layers) - 1, count).tolist()}
+    network = urank.project_network(subject.network, replace(plan, layers=()), subject.grams)
+    layers, replay = matrix_layers(network), urank.Replay(network, subject.validation)
+    before = plan.correct
+    for number, found in enumerate(plan.layers):
+        layer, gram = layers[found.layer], subject.grams[found.layer]
+        if number in chosen:
+            replay.advance(layer)
+            W = weight_matrix(layer)
+            for k in range(1, found.m + 1):
+                if not table.has(subject.name, found.layer, k):
+                    set_weight_matrix(layer, W)
+                    project_layer(layer, gram, found.k_s, k)
+                    correct = sum(int((logits.argmax(1) == labels).sum()) for logits, labels in replay)
+                    row = dict(network=subject.name, layer=found.layer, k=k, correct=correct, before=before)
+                    table.add(row | dict(found=found.k_t, images=plan.total, tolerance=tolerance))
+            set_weight_matrix(layer, W)
+        project_layer(layer, gram, found.k_s, found.k_t)
+        before = found.correct
+
+
+def here() -> str:
+    return describe(torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    urank.keep_freed_memory()
+    app()

@@ -1,0 +1,105 @@
+"""Networks on which choices are compared: public ones whose weights the user has, and small ones trained on digits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import urank
+from benchmarks.exact_and_fast import trained
+from urank import datasets
+from urank.cli_measure import Images
+from urank.files import read_weights
+from urank.measure import choose_layers, measurable
+from urank.models.loading import load_network, preprocessing_of
+from urank.models.resnet import ResNet
+
+IMAGENET: dict[str, tuple[float, ...]] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+RENAMED = {"conv1": "stem.0", "bn1": "stem.1", "linear": "classifier", "layer": "stage"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network in the form in which it is measured, with its images.
+
+    Attributes:
+        grams: X^T X (d, d) of every layer on the calibration set.
+        validation: validation images with their labels.
+        shape: (c, h, w) of an image.
+    """
+
+    name: str
+    network: nn.Module
+    grams: dict[str, Tensor]
+    validation: urank.Validation
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, name: str, network: nn.Module, calibration: datasets.Batches, validation: datasets.Batches
+    ) -> "Subject":
+        image = next(iter(calibration))[0][:1]
+        network = measurable(network, image).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        grams = urank.accumulate_grams(network, calibration, choose_layers(network, image, ["*"]), progress=False)
+        return cls(name, network, grams, urank.Validation(validation), tuple(image.shape[1:]))
+
+
+class PaddedShortcut(nn.Module):
+    """The shortcut without parameters of He et al.: every second pixel, zeros on both sides of the channels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        added = images.shape[1] // 2
+        return F.pad(images[:, :, ::2, ::2], (0, 0, 0, 0, added, added))
+
+
+def public_resnet(name: str, folder: Path) -> Subject:
+    """Return a thin ResNet for CIFAR-10 of akamaster/pytorch_resnet_cifar10, whose weights are in `folder`."""
+    network = ResNet(name)
+    for stage in (network.stage2, network.stage3):
+        stage[0].downsample = PaddedShortcut()
+    weights = read_weights(folder / "cifar_resnets" / f"{name}.safetensors")
+    network.load_state_dict({renamed(key): tensor for key, tensor in weights.items()})
+    data = replace(datasets.load("cifar10"), **IMAGENET)
+    return Subject.of(name, network.eval(), data.batches(data.train.take(5000)), data.batches(data.test))
+
+
+def renamed(key: str) -> str:
+    """Return the name of a public ResNet's tensor in `ResNet`.
+
+    >>> renamed("layer1.0.conv1.weight"), renamed("conv1.weight")
+    ('stage1.0.conv1.weight', 'stem.0.weight')
+    """
+    for old, new in RENAMED.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def public_transformer(name: str, folder: Path) -> Subject:
+    """Return a network of timm with 500 calibration and 1,000 validation images of ImageNet, all in `folder`."""
+    network = load_network(name, folder / "imagenet" / f"{name}.safetensors")
+    images = Images(folder / "imagenet", network, preprocessing_of(name, network), False, 500, 1000, False)
+    return Subject.of(name, network, images.calibration, images.validation.batches)
+
+
+def small(name: str, seed: int = 0) -> Subject:
+    """Return a small network trained on digits, as `benchmarks.exact_and_fast` trains it."""
+    network, digits = trained(name, seed)
+    return Subject.of(f"small {name}", network, digits.batches(digits.train.take(1000)), digits.batches(digits.test))
+
+
+PUBLIC: dict[str, Callable[[str, Path], Subject]] = {
+    "resnet32": public_resnet,
+    "resnet56": public_resnet,
+    "deit_tiny_patch16_224": public_transformer,
+}
+
+
+def load(name: str, folder: Path) -> Subject:
+    """Return a subject by name: a public network, or "small NETWORK"."""
+    if name.startswith("small "):
+        return small(name.removeprefix("small "))
+    return PUBLIC[name](name, folder)
