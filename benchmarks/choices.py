@@ -101,11 +101,10 @@ def share_of_layers(subject: Subject, share: float) -> float:
 
 def in_random_subspaces(subject: Subject, plan: urank.RankPlan, seed: int) -> nn.Module:
     """Return the network with W' = W Q Q^T, where Q spans a random subspace of the outputs of the plan's rank."""
-    network = built(subject, urank.weight_svd(subject.network, plan))  # only its structure is used
+    network = built(subject, urank.weight_svd(subject.network, plan))  # for its structure
     generator = torch.Generator().manual_seed(seed)
-    layers = matrix_layers(subject.network)
     for entry, layer in planned_layers(subject.network, plan):
-        W = weight_matrix(layers[entry.layer])
+        W = weight_matrix(layer)
         Q, _ = torch.linalg.qr(torch.randn(entry.m, entry.rank, generator=generator, dtype=W.dtype))
         part = network.get_submodule(entry.layer)
         if entry.useful:
@@ -114,26 +113,30 @@ def in_random_subspaces(subject: Subject, plan: urank.RankPlan, seed: int) -> nn
             set_weight_matrix(second, Q.T)
         else:
             set_weight_matrix(part, W @ Q @ Q.T)
-        del layer
     return network
 
 
 @app.command()
-def curves(name: Name, data: Data = HERE) -> None:
+def curves(
+    name: Name,
+    data: Data = HERE,
+    plan: Annotated[Path | None, typer.Option(help="Plan of an earlier search, in place of new ones.")] = None,
+) -> None:
     """Compare every choice at the ranks, or at the size, that a search finds at several tolerances."""
     table = Table("choices", "network", "tolerance", "choice")
     subject = load(name, data)
     original = accuracy(subject, subject.network)
-    for tolerance in TOLERANCES:
+    earlier = {} if plan is None else {(saved := urank.RankPlan.load(plan)).tolerance: saved}
+    for tolerance in earlier or TOLERANCES:
         if table.has(subject.name, tolerance, "uniform"):  # the last row of a tolerance
             continue
-        plan = search(subject, tolerance=tolerance)
-        share = compact_share(subject, plan)
-        for choice, network, kept in choices(subject, plan, share):
+        found = earlier.get(tolerance) or search(subject, tolerance=tolerance)
+        share = compact_share(subject, found)
+        for choice, network, kept in choices(subject, found, share):
             if not table.has(subject.name, tolerance, choice):
                 row = dict(network=subject.name, tolerance=tolerance, choice=choice, kept=round(100 * kept, 2))
                 row |= dict(accuracy=round(accuracy(subject, network), 2), original=round(original, 2))
-                table.add(row | dict(images=subject.validation.total, mlu=round(100 * plan.mlu, 2), device=here()))
+                table.add(row | dict(images=subject.validation.total, mlu=round(100 * found.mlu, 2), device=here()))
 
 
 def choices(subject: Subject, plan: urank.RankPlan, share: float) -> Iterator[tuple[str, nn.Module, float]]:
@@ -227,11 +230,10 @@ def ladders(name: Name, data: Data = HERE, tolerance: float = 0.1, count: int = 
     """Count correct images at every k_T of some layers, in the network that the search has left before them."""
     table = Table("ladders", "network", "layer", "k")
     subject = load(name, data)
-    plan = search(subject, tolerance=tolerance, evaluation="exact")
+    plan = search(subject, tolerance=tolerance)
     chosen = {round(place) for place in torch.linspace(0, len(plan.layers) - 1, count).tolist()}
     network = urank.project_network(subject.network, replace(plan, layers=()), subject.grams)
     layers, replay = matrix_layers(network), urank.Replay(network, subject.validation)
-    before = plan.correct
     for number, found in enumerate(plan.layers):
         layer, gram = layers[found.layer], subject.grams[found.layer]
         if number in chosen:
@@ -242,11 +244,10 @@ def ladders(name: Name, data: Data = HERE, tolerance: float = 0.1, count: int = 
                     set_weight_matrix(layer, W)
                     project_layer(layer, gram, found.k_s, k)
                     correct = sum(int((logits.argmax(1) == labels).sum()) for logits, labels in replay)
-                    row = dict(network=subject.name, layer=found.layer, k=k, correct=correct, before=before)
-                    table.add(row | dict(found=found.k_t, images=plan.total, tolerance=tolerance))
+                    row = dict(network=subject.name, layer=found.layer, k=k, correct=correct, found=found.k_t)
+                    table.add(row | dict(images=plan.total, tolerance=tolerance))
             set_weight_matrix(layer, W)
         project_layer(layer, gram, found.k_s, found.k_t)
-        before = found.correct
 
 
 def here() -> str:

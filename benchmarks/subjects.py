@@ -16,6 +16,9 @@ from urank.files import read_weights
 from urank.measure import choose_layers, measurable
 from urank.models.loading import load_network, preprocessing_of
 from urank.models.resnet import ResNet
+from urank.reproduction.experiment import load_images
+from urank.reproduction.profiles import folder_of, load_profile
+from urank.reproduction.run_folder import original_network
 
 IMAGENET: dict[str, tuple[float, ...]] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 RENAMED = {"conv1": "stem.0", "bn1": "stem.1", "linear": "classifier", "layer": "stage"}
@@ -98,8 +101,17 @@ PUBLIC: dict[str, Callable[[str, Path], Subject]] = {
 }
 
 
+def recorded(name: str) -> Subject:
+    """Return the trained network of an experiment of the profile cifar-cpu, from its finished run."""
+    experiment = load_profile("cifar-cpu").find(name)
+    network, data = original_network(experiment, folder_of("cifar-cpu", name)), load_images(experiment)
+    return Subject.of(name, network, data.batches(data.train.take(5000)), data.batches(data.test))
+
+
 def load(name: str, folder: Path) -> Subject:
-    """Return a subject by name: a public network, or "small NETWORK"."""
+    """Return a subject by name: a public network, "small NETWORK", or an experiment such as "cifar10/vit@small"."""
+    if "/" in name:
+        return recorded(name)
     if name.startswith("small "):
         return small(name.removeprefix("small "))
     return PUBLIC[name](name, folder)
