@@ -10,9 +10,11 @@ Each command adds rows to a CSV in `data/benchmarks`, one after another, and ski
 - `half` (half_searches.csv): a search of both sides beside one of the output side alone.
 - `budgets` (budgets.csv): one tolerance per projection beside one total budget.
 - `noise` (noise.csv): the search on bootstrap draws of the validation images, and on halves of them.
+- `tuned` (tuned.csv): small networks fine-tuned after each choice, and one as thin trained from scratch.
 - `ladders` (ladders.csv): the accuracy at every k of some layers, beside the answer of the bisection.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from math import floor
@@ -25,10 +27,11 @@ import typer
 from torch import Tensor, nn
 
 import urank
-from benchmarks.subjects import Subject, load
+from benchmarks.subjects import SMALL, Subject, load, small
 from urank.factorize import planned_layers, project_layer
 from urank.files import atomic
 from urank.layers import matrix_layers, set_weight_matrix, weight_matrix
+from urank.models.vgg import initialize
 from urank.numerics import describe
 
 FOLDER = Path(__file__).parents[1] / "data" / "benchmarks"
@@ -248,6 +251,44 @@ def ladders(name: Name, data: Data = HERE, tolerance: float = 0.1, count: int = 
                     table.add(row | dict(images=plan.total, tolerance=tolerance))
             set_weight_matrix(layer, W)
         project_layer(layer, gram, found.k_s, found.k_t)
+
+
+@app.command()
+def tuned(name: Name, seeds: int = 3, tolerance: float = 0.5) -> None:
+    """Fine-tune the compact networks of several choices, the full network, and a network as thin from scratch."""
+    table = Table("tuned", "network", "seed", "choice")
+    architecture = name.removeprefix("small ")
+    recipe = SMALL[architecture].recipe
+    short = replace(recipe, epochs=2, lr=recipe.lr / 5)
+    for seed in range(seeds):
+        if table.has(name, seed, "from scratch"):  # the last row of a seed
+            continue
+        subject = small(architecture, seed)
+        plan = search(subject, tolerance=tolerance)
+        for choice, network in starts(subject, plan):
+            row = dict(network=name, seed=seed, choice=choice, before=accuracy(subject, network))
+            epochs = replace(recipe, epochs=recipe.epochs + short.epochs) if choice == "from scratch" else short
+            urank.fit(network, subject.data, epochs, seed=seed, progress=False)
+            kept = (
+                urank.count_cost(network, subject.shape).params
+                / urank.count_cost(subject.network, subject.shape).params
+            )
+            row |= dict(after=accuracy(subject, network.eval()), kept=round(100 * kept, 2))
+            table.add(row | dict(original=accuracy(subject, subject.network), images=plan.total, device=here()))
+
+
+def starts(subject: Subject, plan: urank.RankPlan) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (choice, network to fine-tune); the last one has random weights."""
+    network, grams = subject.network, subject.grams
+    energy = urank.allocate_ranks(network, grams, compact_share(subject, plan), image_shape=subject.shape)
+    plans = {"two-sided": plan, "output PCA": urank.output_pca(network, grams, plan), "energy": energy}
+    yield "full rank", copy.deepcopy(network)
+    for choice, chosen in plans.items():
+        projected = urank.project_network(network, chosen, grams)
+        yield choice, urank.decompose(projected, chosen, useful_only=True)
+        yield f"{choice}, balanced", urank.decompose(projected, chosen, useful_only=True, balanced=True)
+    torch.manual_seed(0)
+    yield "from scratch", built(subject, plan).apply(initialize)
 
 
 def here() -> str:

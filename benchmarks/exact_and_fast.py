@@ -54,8 +54,7 @@ SETTINGS = {
 }
 
 
-def trained(network: str, seed: int) -> tuple[nn.Module, datasets.Dataset]:
-    setting = SETTINGS[network]
+def trained(network: str, seed: int, setting: Setting) -> tuple[nn.Module, datasets.Dataset]:
     digits = datasets.load(setting.dataset, train=5000, test=setting.images, plain=setting.plain)
     torch.manual_seed(seed)
     model = urank.create(network, datasets.CLASSES[setting.dataset], setting.width)
@@ -117,7 +116,7 @@ def main(
         left = [pair for pair in product(TOLERANCES, MODES) if (network, seed, *pair) not in done]
         if not left:
             continue
-        model, digits = trained(network, seed)
+        model, digits = trained(network, seed, SETTINGS[network])
         where = dict(network=network, width=SETTINGS[network].width, seed=seed)
         for tolerance, mode in left:
             row = where | dict(tolerance=tolerance, mode=mode) | compare(model, digits, tolerance, mode)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import urank
-from benchmarks.exact_and_fast import trained
+from benchmarks.exact_and_fast import CONVOLUTIONAL, SETTINGS, Setting, trained
 from urank import datasets
 from urank.cli_measure import Images
 from urank.files import read_weights
@@ -21,6 +21,7 @@ from urank.reproduction.profiles import folder_of, load_profile
 from urank.reproduction.run_folder import original_network
 
 IMAGENET: dict[str, tuple[float, ...]] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SMALL = SETTINGS | {"resnet18": Setting(0.5, 1000, replace(CONVOLUTIONAL, epochs=10, lr=0.1))}
 RENAMED = {"conv1": "stem.0", "bn1": "stem.1", "linear": "classifier", "layer": "stage"}
 
 
@@ -29,6 +30,7 @@ class Subject:
     """A trained network in the form in which it is measured, with its images.
 
     Attributes:
+        data: its training and test images; the test images are those of the search.
         grams: X^T X (d, d) of every layer on the calibration set.
         validation: validation images with their labels.
         shape: (c, h, w) of an image.
@@ -36,18 +38,19 @@ class Subject:
 
     name: str
     network: nn.Module
+    data: datasets.Dataset
     grams: dict[str, Tensor]
     validation: urank.Validation
     shape: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls, name: str, network: nn.Module, calibration: datasets.Batches, validation: datasets.Batches
-    ) -> "Subject":
+    def of(cls, name: str, network: nn.Module, data: datasets.Dataset, images: int) -> "Subject":
+        """Return a network that is calibrated on the first `images` of the training images."""
+        calibration, validation = data.batches(data.train.take(images)), data.batches(data.test)
         image = next(iter(calibration))[0][:1]
         network = measurable(network, image).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         grams = urank.accumulate_grams(network, calibration, choose_layers(network, image, ["*"]), progress=False)
-        return cls(name, network, grams, urank.Validation(validation), tuple(image.shape[1:]))
+        return cls(name, network, data, grams, urank.Validation(validation), tuple(image.shape[1:]))
 
 
 class PaddedShortcut(nn.Module):
@@ -66,7 +69,7 @@ def public_resnet(name: str, folder: Path) -> Subject:
     weights = read_weights(folder / "cifar_resnets" / f"{name}.safetensors")
     network.load_state_dict({renamed(key): tensor for key, tensor in weights.items()})
     data = replace(datasets.load("cifar10"), **IMAGENET)
-    return Subject.of(name, network.eval(), data.batches(data.train.take(5000)), data.batches(data.test))
+    return Subject.of(name, network.eval(), data, 5000)
 
 
 def renamed(key: str) -> str:
@@ -84,14 +87,16 @@ def renamed(key: str) -> str:
 def public_transformer(name: str, folder: Path) -> Subject:
     """Return a network of timm with 500 calibration and 1,000 validation images of ImageNet, all in `folder`."""
     network = load_network(name, folder / "imagenet" / f"{name}.safetensors")
-    images = Images(folder / "imagenet", network, preprocessing_of(name, network), False, 500, 1000, False)
-    return Subject.of(name, network, images.calibration, images.validation.batches)
+    view = preprocessing_of(name, network)
+    calibration, validation = Images(folder / "imagenet", network, view, False, 500, 1000, False).parts
+    data = datasets.Dataset("imagenet-1k", 1000, calibration, validation, view["mean"], view["std"])
+    return Subject.of(name, network, data, 500)
 
 
 def small(name: str, seed: int = 0) -> Subject:
     """Return a small network trained on digits, as `benchmarks.exact_and_fast` trains it."""
-    network, digits = trained(name, seed)
-    return Subject.of(f"small {name}", network, digits.batches(digits.train.take(1000)), digits.batches(digits.test))
+    network, digits = trained(name, seed, SMALL[name])
+    return Subject.of(f"small {name}", network, digits, 1000)
 
 
 PUBLIC: dict[str, Callable[[str, Path], Subject]] = {
@@ -104,8 +109,8 @@ PUBLIC: dict[str, Callable[[str, Path], Subject]] = {
 def recorded(name: str) -> Subject:
     """Return the trained network of an experiment of the profile cifar-cpu, from its finished run."""
     experiment = load_profile("cifar-cpu").find(name)
-    network, data = original_network(experiment, folder_of("cifar-cpu", name)), load_images(experiment)
-    return Subject.of(name, network, data.batches(data.train.take(5000)), data.batches(data.test))
+    network = original_network(experiment, folder_of("cifar-cpu", name))
+    return Subject.of(name, network, load_images(experiment), 5000)
 
 
 def load(name: str, folder: Path) -> Subject:

@@ -120,6 +120,9 @@ class TestSplit:
             assert A.shape == (d, r) and B.shape == (r, m)
             torch.testing.assert_close(A.T @ A, torch.eye(r, dtype=torch.float64))
             torch.testing.assert_close((W - A @ B).square().sum(), sigma[r:].square().sum())
+            first, second = factor(W, r, balanced=True)
+            torch.testing.assert_close(first @ second, A @ B)
+            torch.testing.assert_close(first.T @ first, second @ second.T)
 
 
 class TestDecompose:

@@ -24,6 +24,7 @@ from urank.subspaces import layer_spectra, spectral_energy, utilized_rank
 
 CHOICES = ("output", "weights", "two-sided")
 MEASURES = ("params", "macs")
+ROUNDING = 1e-6  # of a parameter: a share that was computed from a number of parameters gives this number again
 
 
 def allocate_ranks(
@@ -72,7 +73,7 @@ def allocate_ranks(
     curves = {name: Curve.of(weight_matrix(layers[name]), grams[name], choice, uses[name]) for name in grams}
     total = getattr(count_cost(model, image_shape), measure)
     fixed = total - sum(curve.costs[-1] for curve in curves.values())
-    ranks = best_ranks(curves, floor(keep * total) - fixed)
+    ranks = best_ranks(curves, floor(keep * total + ROUNDING) - fixed)
     if ranks is None:
         least = (fixed + sum(curve.costs[0] for curve in curves.values())) / total
         raise ValueError(

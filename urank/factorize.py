@@ -85,7 +85,7 @@ def check_plan_grams(plan: RankPlan, grams: Mapping[str, Tensor]) -> None:
         raise ValueError(f"grams has no Gram matrix for these layers of the plan: {', '.join(map(repr, missing))}")
 
 
-def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn.Module:
+def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False, balanced: bool = False) -> nn.Module:
     """Return a copy of `model` in which two thin layers replace each layer of `plan`.
 
     Each pair is the best approximation of the layer's current weight with the rank in the plan. To get the network that
@@ -95,6 +95,7 @@ def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn
     Args:
         useful_only: replace a layer only if this saves weights; by default all are replaced, as for the paper's
             fine-tuning.
+        balanced: give both factors the square roots of the singular values, instead of all to the second one.
 
     >>> network = nn.Sequential(nn.Linear(8, 6), nn.ReLU())
     >>> layer = LayerRank("0", d=8, m=6, weight_rank=6, k_s=8, k_t=6, rank=2, correct=None)
@@ -112,7 +113,7 @@ def decompose(model: nn.Module, plan: RankPlan, useful_only: bool = False) -> nn
         if entry.useful or not useful_only:
             if layer._forward_hooks:
                 raise ValueError(f"layer {entry.layer!r} has a forward hook: remove it before the layer is replaced")
-            network = replace_module(network, entry.layer, split(layer, max(1, entry.rank)))
+            network = replace_module(network, entry.layer, split(layer, max(1, entry.rank), balanced))
     return network
 
 
@@ -137,10 +138,14 @@ def replace_module(network: nn.Module, path: str, module: nn.Module) -> nn.Modul
     return network
 
 
-def factor(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """Return A (d, r) with orthonormal columns and B (r, m): A B is the best rank-r approximation of W (d, m)."""
+def factor(W: Tensor, r: int, balanced: bool = False) -> tuple[Tensor, Tensor]:
+    """Return A (d, r) and B (r, m): A B is the best rank-r approximation of W (d, m).
+
+    The columns of A are orthonormal, or both factors have the square roots of the singular values if `balanced`.
+    """
     U, sigma, Vh = torch.linalg.svd(W.cpu(), full_matrices=False)  # on the CPU, like `singular_values`
-    return U[:, :r].to(W), (sigma[:r, None] * Vh[:r]).to(W)
+    first, second = (sigma.sqrt(), sigma.sqrt()) if balanced else (torch.ones_like(sigma), sigma)
+    return (U * first)[:, :r].to(W), (second[:, None] * Vh)[:r].to(W)
 
 
 class Factors(nn.Sequential):
@@ -168,10 +173,10 @@ class Factors(nn.Sequential):
         return self.pair[1].bias
 
 
-def split(layer: MatrixLayer, r: int) -> Factors:
+def split(layer: MatrixLayer, r: int, balanced: bool = False) -> Factors:
     """Return the two layers whose product is the best rank-r approximation of `layer`; r <= min(d, m)."""
     W = weight_matrix(layer)
-    A, B = factor(W, r)
+    A, B = factor(W, r, balanced)
     factors = empty_factors(layer, A.shape[1])
     first, second = factors.pair
     set_weight_matrix(first, A)
