@@ -31,8 +31,10 @@ from benchmarks.subjects import SMALL, Subject, load, small
 from urank.factorize import planned_layers, project_layer
 from urank.files import atomic
 from urank.layers import matrix_layers, set_weight_matrix, weight_matrix
+from urank.measure import split_network
 from urank.models.vgg import initialize
 from urank.numerics import describe
+from urank.reproduction.profiles import runs_folder
 
 FOLDER = Path(__file__).parents[1] / "data" / "benchmarks"
 TOLERANCES = (0.05, 0.1, 0.2, 0.5)
@@ -66,8 +68,12 @@ class Table:
             self.frame.to_csv(temporary, index=False)
 
 
-def search(subject: Subject, **options: object) -> urank.RankPlan:
-    return urank.search_ranks(subject.network, subject.grams, subject.validation, **options)  # type: ignore[arg-type]
+def search(subject: Subject, images: str = "all", **options: object) -> urank.RankPlan:
+    """Search the ranks; a finished or interrupted search of the same options and images is taken up again."""
+    chosen = "-".join(f"{name}-{value}" for name, value in (options | dict(images=images)).items())
+    checkpoint = runs_folder() / "choices" / subject.name.replace("/", "-") / f"{chosen}.json"
+    arguments: dict = options | dict(checkpoint=checkpoint)
+    return urank.search_ranks(subject.network, subject.grams, subject.validation, **arguments)
 
 
 def compact_share(subject: Subject, plan: urank.RankPlan) -> float:
@@ -81,9 +87,13 @@ def accuracy(subject: Subject, network: nn.Module) -> float:
 
 
 def built(subject: Subject, plan: urank.RankPlan) -> nn.Module:
-    """Return the compact network of a plan, not fine-tuned."""
-    projected = urank.project_network(subject.network, plan, subject.grams)
-    return urank.decompose(projected, plan, useful_only=True)
+    """Return the compact network of a plan with the paper's factors, not fine-tuned."""
+    return split_network(subject.network, plan, subject.grams, "paper")
+
+
+def useful_part(plan: urank.RankPlan) -> urank.RankPlan:
+    """Return the plan of the layers that become smaller; the others stay as they are."""
+    return replace(plan, layers=tuple(entry for entry in plan.layers if entry.useful))
 
 
 def uniform(subject: Subject, share: float) -> urank.RankPlan:
@@ -109,13 +119,9 @@ def in_random_subspaces(subject: Subject, plan: urank.RankPlan, seed: int) -> nn
     for entry, layer in planned_layers(subject.network, plan):
         W = weight_matrix(layer)
         Q, _ = torch.linalg.qr(torch.randn(entry.m, entry.rank, generator=generator, dtype=W.dtype))
-        part = network.get_submodule(entry.layer)
-        if entry.useful:
-            first, second = part.pair
-            set_weight_matrix(first, W @ Q)
-            set_weight_matrix(second, Q.T)
-        else:
-            set_weight_matrix(part, W @ Q @ Q.T)
+        first, second = network.get_submodule(entry.layer).pair
+        set_weight_matrix(first, W @ Q)
+        set_weight_matrix(second, Q.T)
     return network
 
 
@@ -144,11 +150,11 @@ def curves(
 
 def choices(subject: Subject, plan: urank.RankPlan, share: float) -> Iterator[tuple[str, nn.Module, float]]:
     """Yield (choice, network, share of the parameters): at the plan's ranks, and at its size."""
-    network, grams = subject.network, subject.grams
+    network, grams, split = subject.network, subject.grams, useful_part(plan)
     yield "two-sided", built(subject, plan), share
-    yield "output PCA", built(subject, urank.output_pca(network, grams, plan)), share
-    yield "SVD of W", built(subject, urank.weight_svd(network, plan)), share
-    yield "random", in_random_subspaces(subject, plan, seed=0), share
+    yield "output PCA", built(subject, urank.output_pca(network, grams, split)), share
+    yield "SVD of W", built(subject, urank.weight_svd(network, split)), share
+    yield "random", in_random_subspaces(subject, split, seed=0), share
     for name, other in (
         ("energy", urank.allocate_ranks(network, grams, share, image_shape=subject.shape)),
         ("energy of W", urank.allocate_ranks(network, grams, share, choice="weights", image_shape=subject.shape)),
@@ -197,7 +203,7 @@ def noise(name: Name, data: Data = HERE, tolerance: float = 0.1) -> None:
     subject = load(name, data)
     for drawn, chosen, others in draws(subject.validation):
         if not table.has(subject.name, drawn):
-            plan = search(replace(subject, validation=chosen), tolerance=tolerance)
+            plan = search(replace(subject, validation=chosen), drawn, tolerance=tolerance)
             projected = built(subject, plan)
             row = {"network": subject.name, "images drawn": drawn, "tolerance": tolerance, "images": plan.total}
             row |= dict(mlu=round(100 * plan.mlu, 2), ranks=" ".join(str(entry.rank) for entry in plan.layers))
@@ -281,7 +287,7 @@ def starts(subject: Subject, plan: urank.RankPlan) -> Iterator[tuple[str, nn.Mod
     """Yield (choice, network to fine-tune); the last one has random weights."""
     network, grams = subject.network, subject.grams
     energy = urank.allocate_ranks(network, grams, compact_share(subject, plan), image_shape=subject.shape)
-    plans = {"two-sided": plan, "output PCA": urank.output_pca(network, grams, plan), "energy": energy}
+    plans = {"two-sided": plan, "output PCA": urank.output_pca(network, grams, useful_part(plan)), "energy": energy}
     yield "full rank", copy.deepcopy(network)
     for choice, chosen in plans.items():
         projected = urank.project_network(network, chosen, grams)

@@ -26,6 +26,7 @@ def subject():
 @pytest.fixture
 def here(subject, monkeypatch, tmp_path):
     monkeypatch.setattr(choices, "FOLDER", tmp_path)
+    monkeypatch.setenv("URANK_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(choices, "load", lambda *_: subject)
     return tmp_path
 
@@ -75,10 +76,11 @@ def test_a_ladder_contains_the_answer_of_the_search(subject, here):
 def test_uniform_shares_and_random_subspaces(subject):
     plan = choices.uniform(subject, 0.5)
     assert 0.4 < choices.compact_share(subject, plan) <= 0.5
-    network = choices.in_random_subspaces(subject, plan, seed=0)
-    for entry in plan.layers:
-        part = network.get_submodule(entry.layer)
-        assert urank.utilized_rank(weight_matrix(part.pair[1] if entry.useful else part)) <= entry.rank
+    split = choices.useful_part(plan)
+    network = choices.in_random_subspaces(subject, split, seed=0)
+    assert len(split.layers) > 5
+    for entry in split.layers:
+        assert weight_matrix(network.get_submodule(entry.layer).pair[1]).shape == (entry.rank, entry.m)
 
 
 def test_networks_are_tuned_from_every_choice(subject, here, monkeypatch):

@@ -34,14 +34,15 @@ def network():
 
 @pytest.fixture(scope="module")
 def measured(network):
-    return measure(network, CALIBRATION, VALIDATION, tolerance=2.0, progress=False)
+    return measure(network, CALIBRATION, VALIDATION, tolerance=2.0, progress=False, factors="paper")
 
 
 class TestMeasure:
     def test_is_the_search_by_hand(self, network, measured):
         grams = accumulate_grams(network, CALIBRATION, progress=False)
         assert measured.plan == search_ranks(network, grams, VALIDATION, 2.0, progress=False)
-        assert measured.accuracy == (measured.plan.correct / 1.5, measured.plan.layers[-1].correct / 1.5)
+        assert measured.accuracy[:2] == (measured.plan.correct / 1.5, measured.plan.layers[-1].correct / 1.5)
+        assert measured.accuracy[2] == urank.evaluate(measured.compact, VALIDATION)
 
     @pytest.mark.parametrize("form", ["pairs", "images", "iterator", "loader"])
     def test_takes_batches_in_any_form(self, network, measured, form):
@@ -71,11 +72,12 @@ class TestMeasure:
         assert "allocate_ranks(0.5, params, output); no search" in kept.summary()
 
     def test_output_factors_are_closer_to_the_outputs_at_the_same_ranks(self, network, measured):
-        other = measure(network, CALIBRATION, VALIDATION, tolerance=2.0, factors="output", progress=False)
+        other = measure(network, CALIBRATION, VALIDATION, tolerance=2.0, progress=False)
         assert other.plan == measured.plan and other.costs == measured.costs
+        assert other.accuracy[:2] == measured.accuracy[:2]
         images = torch.cat([images for images, _ in CALIBRATION])
         with torch.no_grad():
-            errors = [(each.projected[0](images) - network[0](images)).square().sum() for each in (other, measured)]
+            errors = [(each.compact[0](images) - network[0](images)).square().sum() for each in (other, measured)]
         assert errors[0] <= errors[1]
 
     def test_a_budget_is_kept(self, network):
@@ -91,7 +93,7 @@ class TestMeasure:
             (dict(budget=1, mode="isolated"), "needs mode 'joint'"),
             (dict(budget=-1), "budget must be between 0 and 100"),
             (dict(sides="left"), "sides must be one of 'both', 'input', 'output'"),
-            (dict(factors="best"), "factors must be 'paper' or 'output'"),
+            (dict(factors="best"), "factors must be 'output' or 'paper'"),
         ],
     )
     def test_refuses_options(self, network, options, message):

@@ -57,8 +57,8 @@ def measure_command(
     ] = None,
     sides: Annotated[str, typer.Option(help="both, or only the input or output side of each layer.")] = "both",
     factors: Annotated[
-        str, typer.Option(help="paper (P_S W P_T), or output (closest outputs at that rank).")
-    ] = "paper",
+        str, typer.Option(help="How layers are split: output (closest outputs at that rank) or paper (P_S W P_T).")
+    ] = "output",
     mode: Annotated[str, typer.Option(help="joint (projections stay in place) or isolated.")] = "joint",
     evaluation: Annotated[str, typer.Option(help="fast, or exact for every image in every probe.")] = "fast",
     layers: Annotated[list[str] | None, typer.Option(help='Only these layers, e.g. "blocks.*". Repeatable.')] = None,
@@ -97,7 +97,7 @@ def measure_command(
     settings |= dict(calibration=calibration, validation=validation, tolerance=tolerance, mode=mode)
     settings |= dict(evaluation=evaluation, layers=patterns, preprocessing=view)
     others = dict(budget=budget, keep=keep, sides=sides, factors=factors)
-    settings |= {name: value for name, value in others.items() if value not in (None, "both", "paper")}
+    settings |= {name: value for name, value in others.items() if value not in (None, "both", "output")}
     claim(folder, settings)
     measured = measure(
         network,

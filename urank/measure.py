@@ -1,7 +1,7 @@
 """Measure the utilized ranks of any image classifier in one call."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-FACTORS = ("paper", "output")
+FACTORS = ("output", "paper")
 SPEED_IMAGES = 32  # images per batch of the throughput measurement
 MIN_ALLOWED_LOSS = 5  # images that one projection may lose; with fewer, chance decides too much
 
@@ -50,7 +50,7 @@ def measure(
     budget: float | None = None,
     sides: str = "both",
     keep: float | None = None,
-    factors: str = "paper",
+    factors: str = "output",
 ) -> "Measurement":
     """Measure the utilized rank of every layer of `model`, with one projection allowed to cost `tolerance` points.
 
@@ -66,8 +66,9 @@ def measure(
             alone, for which agreement with the network's own predictions is counted; or a `Validation`.
         tolerance, mode, evaluation, memory, progress, checkpoint, deadline, budget, sides: as in `search_ranks`.
         keep: largest share of the parameters that the compact network may have, 0 to 1; see `allocate_ranks`.
-        factors: W' of a layer at its rank r: "paper" for P_S W P_T, "output" for the W' of rank r that is closest to XW
-            on the calibration images (see `output_pca`).
+        factors: how a layer that becomes smaller is split at its rank r: "output" with the W' of rank r that is closest
+            to XW on the calibration images (see `output_pca`), while all other layers stay as they are; or "paper"
+            with P_S W P_T, also in the layers that stay whole.
         layers: patterns of the layers to measure, for example ["blocks.*.mlp.*"].
 
     Raises:
@@ -103,9 +104,18 @@ def measure(
     else:
         plan = allocate_ranks(network, grams, keep, image_shape=tuple(images.shape[1:]))
         plan = replace(plan, total=counted.total, correct=counted.count_correct(network), counts=counted.counts)
+    projected = project_network(network, plan, grams)
+    compact = split_network(network, plan, grams, factors)
+    correct = counted.count_correct(projected), counted.count_correct(compact)
+    return Measurement(network, projected, compact, plan, *correct, images[:SPEED_IMAGES], factors)
+
+
+def split_network(network: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor], factors: str) -> nn.Module:
+    """Return the compact network: two thin layers in place of each layer of `plan` that becomes smaller."""
+    if factors == "output":
+        plan = replace(plan, layers=tuple(entry for entry in plan.layers if entry.useful))
     directions = output_pca(network, grams, plan) if factors == "output" else plan
-    projected = project_network(network, directions, grams)
-    return Measurement(network, projected, plan, counted.count_correct(projected), images[:SPEED_IMAGES], factors)
+    return decompose(project_network(network, directions, grams), plan, useful_only=True)
 
 
 def check_options(protocol: Protocol, keep: float | None, factors: str) -> None:
@@ -115,7 +125,7 @@ def check_options(protocol: Protocol, keep: float | None, factors: str) -> None:
     if keep is not None and protocol.budget is not None:
         raise ValueError("keep is a budget of parameters and budget one of accuracy: give one of them")
     if factors not in FACTORS:
-        raise ValueError(f"factors must be 'paper' or 'output', got {factors!r}")
+        raise ValueError(f"factors must be 'output' or 'paper', got {factors!r}")
 
 
 @dataclass(frozen=True)
@@ -125,18 +135,21 @@ class Measurement:
     Attributes:
         network: the measured network; `model` with explicit attention and separate uses of shared layers.
         projected: the same network with W' = P_S W P_T in place of every measured W.
+        compact: the network with two thin layers in place of each layer that becomes smaller, not fine-tuned.
         plan: the utilized ranks and how they were found.
-        projected_correct: how many validation images `projected` classifies correctly.
+        projected_correct, compact_correct: how many validation images these networks classify correctly.
         images: a batch of validation images, for the cost and the throughput.
-        factors: which W' `projected` has, as in `measure`.
+        factors: how the layers of `compact` were split, as in `measure`.
     """
 
     network: nn.Module
     projected: nn.Module
+    compact: nn.Module
     plan: RankPlan
     projected_correct: int
+    compact_correct: int
     images: Tensor
-    factors: str = "paper"
+    factors: str
 
     @property
     def frame(self) -> "pd.DataFrame":
@@ -144,15 +157,12 @@ class Measurement:
         return self.plan.to_frame()
 
     @property
-    def accuracy(self) -> tuple[float, float]:
-        """Accuracy on the validation images in percent, of the network and of the projected network."""
+    def accuracy(self) -> tuple[float, float, float]:
+        """Accuracy on the validation images in percent: of the network, projected, and compact; not fine-tuned."""
         assert self.plan.correct is not None
-        return 100 * self.plan.correct / self.plan.total, 100 * self.projected_correct / self.plan.total
-
-    @cached_property
-    def compact(self) -> nn.Module:
-        """The projected network with two thin layers in place of each layer that becomes smaller."""
-        return decompose(self.projected, self.plan, useful_only=True)
+        counts = self.plan.correct, self.projected_correct, self.compact_correct
+        first, second, third = (100 * count / self.plan.total for count in counts)
+        return first, second, third
 
     def decompose(self) -> nn.Module:
         """Return the compact network, ready for fine-tuning."""
@@ -197,7 +207,7 @@ class Measurement:
 
     @property
     def results(self) -> dict[str, Any]:
-        """The main numbers as plain data; pairs are before and after, accuracy in percent, MLU between 0 and 1."""
+        """The main numbers as plain data: before and after; accuracy (also projected) in percent, MLU from 0 to 1."""
         (before, after), plan = self.costs, self.plan
         return dict(
             layers=len(plan.layers),
@@ -244,8 +254,8 @@ class Measurement:
         found = f"{r['probes']} probes, {r['evaluation']}, images in {r['precision']}" if r["probes"] else "no search"
         rows = {
             "layers": f"{r['layers']}, with {100 * r['share']:.1f} % of the parameters",
-            "accuracy": f"{r['accuracy'][0]:.2f} % -> {r['accuracy'][1]:.2f} % projected, not fine-tuned "
-            f"({counts}, {r['images']:,} images)",
+            "accuracy": "{:.2f} % -> {:.2f} % projected, {:.2f} % compact, not fine-tuned ".format(*r["accuracy"])
+            + f"({counts}, {r['images']:,} images)",
             "MLU of W": f"{100 * r['mlu'][0]:.1f} %",
             "MLU": f"{100 * r['mlu'][1]:.1f} %",
             "parameters": change(r["params"][0] / 1e6, r["params"][1] / 1e6, " M"),
@@ -259,7 +269,7 @@ class Measurement:
         return "\n".join([*lines, *filter(None, [self.note()])])
 
     def rule(self) -> str:
-        """Return in words how the ranks and the W' were chosen."""
+        """Return in words how the ranks were chosen."""
         plan = self.plan
         limits = {
             f"{plan.tolerance} points per projection": plan.tolerance,
@@ -267,8 +277,7 @@ class Measurement:
         }
         limit = next((words for words, points in limits.items() if points is not None), None)
         sides = "" if plan.sides == "both" else f", {plan.sides} side only"
-        factors = "" if self.factors == "paper" else f", {self.factors} factors"
-        return (f"{plan.mode}, {limit}{sides}" if limit else plan.mode) + factors
+        return f"{plan.mode}, {limit}{sides}" if limit else plan.mode
 
     def coverage_share(self) -> float:
         """Return the share of the parameters that the measured layers have, 0 to 1."""

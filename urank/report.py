@@ -98,4 +98,7 @@ def advice(measured: "Measurement") -> list[str]:
             f"The compact network saves {saved:.0f} % of the parameters but is slower on this device: two small layers "
             "take longer than one large layer here. Measure on your target device before you use it."
         )
+    if measured.compact_correct < measured.projected_correct:
+        other = "paper" if measured.factors == "output" else "output"
+        sentences.append(f"The compact network is less accurate than the projected one: try --factors {other}.")
     return sentences + [note for note in [measured.note()] if note]

@@ -209,7 +209,10 @@ class _Search:
         Gram matrices enter by their rounded traces: summed again, by other threads, their last digits differ.
         """
         traces = {name: f"{gram.trace().item():.5e}" for name, gram in grams.items()}
-        protocol = (self.protocol, self.counter.evaluation, self.validation.counts, traces)
+        own = self.protocol
+        protocol: tuple = (float(own.tolerance), own.mode, self.counter.evaluation, self.validation.counts, traces)
+        if (own.budget, own.sides) != (None, "both"):  # as earlier versions wrote it otherwise
+            protocol += (own.budget, own.sides)
         weights = (tensor for tensor in self.network.state_dict().values() if isinstance(tensor, Tensor))
         return tensors_digest(repr(protocol), *weights, *self.validation.labels())
 
