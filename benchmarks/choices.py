@@ -37,7 +37,7 @@ from urank.numerics import describe
 from urank.reproduction.profiles import runs_folder
 
 FOLDER = Path(__file__).parents[1] / "data" / "benchmarks"
-TOLERANCES = (0.05, 0.1, 0.2, 0.5)
+TOLERANCES = (0.1, 0.5, 0.05, 0.2)
 BUDGETS = (2.0, 5.0)
 DRAWS = 5
 
