@@ -96,7 +96,7 @@ def public_transformer(name: str, folder: Path) -> Subject:
 def small(name: str, seed: int = 0) -> Subject:
     """Return a small network trained on digits, as `benchmarks.exact_and_fast` trains it."""
     network, digits = trained(name, seed, SMALL[name])
-    return Subject.of(f"small {name}", network, digits, 1000)
+    return Subject.of(f"small {name}" + (f"-s{seed}" if seed else ""), network, digits, 1000)
 
 
 PUBLIC: dict[str, Callable[[str, Path], Subject]] = {
