@@ -6,7 +6,7 @@
 
 Each command adds rows to a CSV in `data/benchmarks`, one after another, and skips those that are there:
 
-- `curves` (choices.csv): a search at several tolerances; then each other choice at the same ranks or the same size.
+- `curves` (choices.csv): every choice at several sizes, or at the ranks that a search finds at several tolerances.
 - `half` (half_searches.csv): a search of both sides beside one of the output side alone.
 - `budgets` (budgets.csv): one tolerance per projection beside one total budget.
 - `noise` (noise.csv): the search on bootstrap draws of the validation images, and on halves of them.
@@ -38,6 +38,7 @@ from urank.reproduction.profiles import runs_folder
 
 FOLDER = Path(__file__).parents[1] / "data" / "benchmarks"
 TOLERANCES = (0.1, 0.5, 0.05, 0.2)
+KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
 BUDGETS = (2.0, 5.0)
 DRAWS = 5
 
@@ -131,36 +132,49 @@ def curves(
     data: Data = HERE,
     plan: Annotated[Path | None, typer.Option(help="Plan of an earlier search, in place of new ones.")] = None,
 ) -> None:
-    """Compare every choice at the ranks, or at the size, that a search finds at several tolerances."""
-    table = Table("choices", "network", "tolerance", "choice")
+    """Compare the choices without a search at several sizes, and all of them at what searches find."""
+    table = Table("choices", "network", "target", "choice")
     subject = load(name, data)
     original = accuracy(subject, subject.network)
+
+    def add(target: str, choice: str, network: nn.Module, mlu: float | None = None) -> None:
+        if not table.has(subject.name, target, choice):
+            kept = (
+                urank.count_cost(network, subject.shape).params
+                / urank.count_cost(subject.network, subject.shape).params
+            )
+            row = dict(network=subject.name, target=target, choice=choice, kept=round(100 * kept, 2))
+            row |= dict(accuracy=round(accuracy(subject, network), 2), original=round(original, 2))
+            table.add(row | dict(images=subject.validation.total, mlu=mlu, device=here()))
+
+    for keep in KEEPS:
+        for choice, network in by_size(subject, keep):
+            add(f"keep {keep:g}", choice, network)
     earlier = {} if plan is None else {(saved := urank.RankPlan.load(plan)).tolerance: saved}
     for tolerance in earlier or TOLERANCES:
-        if table.has(subject.name, tolerance, "uniform"):  # the last row of a tolerance
-            continue
-        found = earlier.get(tolerance) or search(subject, tolerance=tolerance)
-        share = compact_share(subject, found)
-        for choice, network, kept in choices(subject, found, share):
-            if not table.has(subject.name, tolerance, choice):
-                row = dict(network=subject.name, tolerance=tolerance, choice=choice, kept=round(100 * kept, 2))
-                row |= dict(accuracy=round(accuracy(subject, network), 2), original=round(original, 2))
-                table.add(row | dict(images=subject.validation.total, mlu=round(100 * found.mlu, 2), device=here()))
+        if not table.has(subject.name, f"tolerance {tolerance:g}", "uniform"):  # the last row of a tolerance
+            found = earlier.get(tolerance) or search(subject, tolerance=tolerance)
+            for choice, network in choices(subject, found):
+                add(f"tolerance {tolerance:g}", choice, network, round(100 * found.mlu, 2))
 
 
-def choices(subject: Subject, plan: urank.RankPlan, share: float) -> Iterator[tuple[str, nn.Module, float]]:
-    """Yield (choice, network, share of the parameters): at the plan's ranks, and at its size."""
+def choices(subject: Subject, plan: urank.RankPlan) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (choice, network): first those with the ranks of a plan, then those of its size."""
     network, grams, split = subject.network, subject.grams, useful_part(plan)
-    yield "two-sided", built(subject, plan), share
-    yield "output PCA", built(subject, urank.output_pca(network, grams, split)), share
-    yield "SVD of W", built(subject, urank.weight_svd(network, split)), share
-    yield "random", in_random_subspaces(subject, split, seed=0), share
-    for name, other in (
-        ("energy", urank.allocate_ranks(network, grams, share, image_shape=subject.shape)),
-        ("energy of W", urank.allocate_ranks(network, grams, share, choice="weights", image_shape=subject.shape)),
-        ("uniform", uniform(subject, share)),
-    ):
-        yield name, built(subject, other), compact_share(subject, other)
+    yield "two-sided", built(subject, plan)
+    yield "output PCA", built(subject, urank.output_pca(network, grams, split))
+    yield "SVD of W", built(subject, urank.weight_svd(network, split))
+    yield "random", in_random_subspaces(subject, split, seed=0)
+    yield from by_size(subject, compact_share(subject, plan))
+
+
+def by_size(subject: Subject, share: float) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (choice, network with at most this share of the parameters); none of them needs a search."""
+    network, grams, shape = subject.network, subject.grams, subject.shape
+    yield "energy", built(subject, urank.allocate_ranks(network, grams, share, image_shape=shape))
+    of_weights = urank.allocate_ranks(network, grams, share, choice="weights", image_shape=shape)
+    yield "energy of W", built(subject, of_weights)
+    yield "uniform", built(subject, uniform(subject, share))
 
 
 @app.command()

@@ -33,8 +33,12 @@ def here(subject, monkeypatch, tmp_path):
 
 def test_every_choice_has_the_size_of_the_search(subject, here, monkeypatch):
     monkeypatch.setattr(choices, "TOLERANCES", (2.0,))
+    monkeypatch.setattr(choices, "KEEPS", (0.6,))
     choices.curves("tiny")
-    rows = pd.read_csv(here / "choices.csv").set_index("choice")
+    rows = pd.read_csv(here / "choices.csv")
+    sizes = rows.loc[rows["target"] == "keep 0.6", "kept"]
+    assert len(sizes) == 3 and sizes.between(50, 60).all()
+    rows = rows[rows["target"] == "tolerance 2"].set_index("choice")
     assert len(rows) == 7 and rows["kept"].between(rows.loc["two-sided", "kept"] - 5, rows["kept"].max()).all()
     assert rows.loc["random", "accuracy"] < rows.loc["output PCA", "accuracy"]
     plan = choices.search(subject, tolerance=2.0)
