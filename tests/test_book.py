@@ -152,6 +152,10 @@ def findings(records, table3) -> list[list[float]]:
     vgg = table3.index.str.contains("vgg")
     pair = ["cifar100/vgg11", "cifar100/resnet18"]
     longer = [f"{name}@finetuned-longer" for name in pair]
+    choices = pd.read_csv(ROOT / "data" / "benchmarks" / "choices.csv")
+    choices = choices[choices["network"].str.startswith("deit") & (choices["target"] == "tolerance 0.1")].set_index(
+        "choice"
+    )
     measurements = ROOT / "data" / "measurements" / "imagenet-1k"
     deit = urank.RankPlan.load(measurements / "deit_tiny_patch16_224" / "plan.json")
 
@@ -178,6 +182,7 @@ def findings(records, table3) -> list[list[float]]:
         + printed("table4_pretraining")["mlu"].tolist()[:1],
         [100 * deit.mlu, sum(layer.rank == layer.k_t for layer in deit.layers), len(deit.layers)]
         + printed("table1_imagenet").set_index("model")["mlu"][["DeiT-Tiny"]].tolist(),
+        (choices["original"] - choices["accuracy"])[["two-sided", "output PCA"]].tolist(),
     ]
 
 
