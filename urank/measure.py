@@ -17,7 +17,7 @@ from urank.baselines import output_pca
 from urank.calibration import accumulate_grams, images_of
 from urank.factorize import Cost, count_cost, decompose, project_network, save_compact
 from urank.files import atomic, write_json
-from urank.layers import coverage, matrix_layers, used_layers, weight_matrix
+from urank.layers import coverage, matrix_layers, used_layers
 from urank.numerics import describe
 from urank.plan import RankPlan, allowed_loss
 from urank.search.bisection import search_ranks
@@ -331,8 +331,8 @@ def choose_layers(network: nn.Module, images: Tensor, patterns: Sequence[str]) -
 def count_probes(network: nn.Module, names: Iterable[str], sides: str = "both") -> int:
     """Return how many probes a search of these layers needs at most: ceil(log2 d) + ceil(log2 m) per layer."""
     layers = matrix_layers(network)
-    shapes = [dict(zip("ST", weight_matrix(layers[name]).shape)) for name in names]
-    sizes = [shape[side] for shape in shapes for side in SIDES[sides]]
+    weights = [layers[name].weight for name in names]
+    sizes = [dict(S=weight[0].numel(), T=len(weight))[side] for weight in weights for side in SIDES[sides]]
     return sum(math.ceil(math.log2(size)) for size in sizes)
 
 
