@@ -1,4 +1,4 @@
-"""Is the two-sided projection the right one? Accuracy without fine-tuning, by the choice of ranks and of W'.
+"""Is the two-sided projection the right one? Accuracy by the choice of the ranks and of W'.
 
     URANK_DATA=... python -m benchmarks.choices curves resnet32 --data DIR   # DIR as in `benchmarks.subjects`
     python -m benchmarks.choices half "small vgg11"
@@ -45,7 +45,7 @@ DRAWS = 5
 app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
 Name = Annotated[str, typer.Argument(help='A name from `benchmarks.subjects`, or "small NETWORK".')]
 Data = Annotated[Path, typer.Option(help="Folder with cifar_resnets/ and imagenet/.")]
-HERE = Path("data")
+DATA = Path("data")
 
 
 class Table:
@@ -57,16 +57,18 @@ class Table:
 
     def __init__(self, name: str, *keys: str):
         self.path, self.keys = FOLDER / f"{name}.csv", list(keys)
-        self.frame = pd.read_csv(self.path) if self.path.exists() else pd.DataFrame(columns=self.keys)
+
+    def read(self) -> pd.DataFrame | None:
+        return pd.read_csv(self.path) if self.path.exists() else None
 
     def has(self, *values: object) -> bool:
-        return bool((self.frame[self.keys].astype(str) == list(map(str, values))).all(axis=1).any())
+        rows = self.read()
+        return rows is not None and bool((rows[self.keys].astype(str) == list(map(str, values))).all(axis=1).any())
 
     def add(self, row: dict) -> None:
         typer.echo(row)
-        self.frame = pd.concat([self.frame, pd.DataFrame([row])], ignore_index=True)
         with atomic(self.path) as temporary:
-            self.frame.to_csv(temporary, index=False)
+            pd.concat([self.read(), pd.DataFrame([row])]).to_csv(temporary, index=False)
 
 
 def search(subject: Subject, images: str = "all", **options: object) -> urank.RankPlan:
@@ -77,10 +79,9 @@ def search(subject: Subject, images: str = "all", **options: object) -> urank.Ra
     return urank.search_ranks(subject.network, subject.grams, subject.validation, **arguments)
 
 
-def compact_share(subject: Subject, plan: urank.RankPlan) -> float:
-    """Return the share of the parameters that is left when every useful layer of `plan` is split."""
-    saved = sum(entry.d * entry.m - entry.rank * (entry.d + entry.m) for entry in plan.layers if entry.useful)
-    return 1 - saved / urank.count_cost(subject.network, subject.shape).params
+def share_kept(subject: Subject, network: nn.Module) -> float:
+    """Return the parameters of a network as a share of those of the unmodified one."""
+    return urank.count_cost(network, subject.shape).params / urank.count_cost(subject.network, subject.shape).params
 
 
 def accuracy(subject: Subject, network: nn.Module) -> float:
@@ -129,7 +130,7 @@ def in_random_subspaces(subject: Subject, plan: urank.RankPlan, seed: int) -> nn
 @app.command()
 def curves(
     name: Name,
-    data: Data = HERE,
+    data: Data = DATA,
     plan: Annotated[Path | None, typer.Option(help="Plan of an earlier search, in place of new ones.")] = None,
 ) -> None:
     """Compare the choices without a search at several sizes, and all of them at what searches find."""
@@ -137,35 +138,39 @@ def curves(
     subject = load(name, data)
     original = accuracy(subject, subject.network)
 
-    def add(target: str, choice: str, network: nn.Module, mlu: float | None = None) -> None:
+    def add(target: str, choice: str, network: nn.Module, kept: float, mlu: float | None = None) -> None:
         if not table.has(subject.name, target, choice):
-            kept = (
-                urank.count_cost(network, subject.shape).params
-                / urank.count_cost(subject.network, subject.shape).params
-            )
             row = dict(network=subject.name, target=target, choice=choice, kept=round(100 * kept, 2))
             row |= dict(accuracy=round(accuracy(subject, network), 2), original=round(original, 2))
-            table.add(row | dict(images=subject.validation.total, mlu=mlu, device=here()))
+            table.add(row | dict(images=subject.validation.total, mlu=mlu, device=device_name()))
 
     for keep in KEEPS:
         for choice, network in by_size(subject, keep):
-            add(f"keep {keep:g}", choice, network)
+            add(f"keep {keep:g}", choice, network, share_kept(subject, network))
     earlier = {} if plan is None else {(saved := urank.RankPlan.load(plan)).tolerance: saved}
     for tolerance in earlier or TOLERANCES:
-        if not table.has(subject.name, f"tolerance {tolerance:g}", "uniform"):  # the last row of a tolerance
-            found = earlier.get(tolerance) or search(subject, tolerance=tolerance)
-            for choice, network in choices(subject, found):
-                add(f"tolerance {tolerance:g}", choice, network, round(100 * found.mlu, 2))
+        found = earlier.get(tolerance) or search(subject, tolerance=tolerance)
+        size = share_kept(subject, built(subject, found))
+        for choice, network in at_ranks(subject, found):
+            add(f"tolerance {tolerance:g}", choice, network, size, round(100 * found.mlu, 2))
+        for choice, network in by_size(subject, size):
+            kept = share_kept(subject, network)
+            add(f"tolerance {tolerance:g}", choice, network, kept, round(100 * found.mlu, 2))
 
 
-def choices(subject: Subject, plan: urank.RankPlan) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (choice, network): first those with the ranks of a plan, then those of its size."""
+def at_ranks(subject: Subject, plan: urank.RankPlan) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (choice, network): W' in every layer, not split, and the networks that split useful layers at their ranks.
+
+    Of these, "two-sided" has W' in all layers, as in the paper; all others leave the layers as they are that they do
+    not split.
+    """
     network, grams, split = subject.network, subject.grams, useful_part(plan)
+    yield "projected", urank.project_network(network, plan, grams)
     yield "two-sided", built(subject, plan)
+    yield "two-sided, split layers only", built(subject, split)
     yield "output PCA", built(subject, urank.output_pca(network, grams, split))
     yield "SVD of W", built(subject, urank.weight_svd(network, split))
     yield "random", in_random_subspaces(subject, split, seed=0)
-    yield from by_size(subject, compact_share(subject, plan))
 
 
 def by_size(subject: Subject, share: float) -> Iterator[tuple[str, nn.Module]]:
@@ -178,25 +183,25 @@ def by_size(subject: Subject, share: float) -> Iterator[tuple[str, nn.Module]]:
 
 
 @app.command()
-def half(name: Name, data: Data = HERE) -> None:
+def half(name: Name, data: Data = DATA) -> None:
     """Search both sides, and the output side alone; compare ranks, probes and accuracy."""
     table = Table("half_searches", "network")
     subject = load(name, data)
     if table.has(subject.name):
         return
-    both, output = (search(subject, sides=sides) for sides in ("both", "output"))
+    both, output = search(subject, tolerance=0.1), search(subject, tolerance=0.1, sides="output")
     row = dict(network=subject.name, layers=len(both.layers), images=both.total)
     row["rank is k_T"] = sum(entry.rank == entry.k_t for entry in both.layers)
     row["equal ranks"] = sum(one.rank == other.rank for one, other in zip(both.layers, output.layers))
     for label, plan in (("both", both), ("output", output)):
         row[f"probes {label}"], row[f"mlu {label}"] = len(plan.probes), round(100 * plan.mlu, 2)
         row[f"accuracy {label}"] = round(accuracy(subject, built(subject, plan)), 2)
-        row[f"kept {label}"] = round(100 * compact_share(subject, plan), 2)
-    table.add(row | dict(original=round(accuracy(subject, subject.network), 2), device=here()))
+        row[f"kept {label}"] = round(100 * share_kept(subject, built(subject, plan)), 2)
+    table.add(row | dict(original=round(accuracy(subject, subject.network), 2), device=device_name()))
 
 
 @app.command()
-def budgets(name: Name, data: Data = HERE) -> None:
+def budgets(name: Name, data: Data = DATA) -> None:
     """Search with one total budget; `curves` has the rows with one tolerance per projection."""
     table = Table("budgets", "network", "budget")
     subject = load(name, data)
@@ -204,28 +209,29 @@ def budgets(name: Name, data: Data = HERE) -> None:
         if not table.has(subject.name, budget):
             plan = search(subject, budget=budget)
             row = dict(network=subject.name, budget=budget, layers=len(plan.layers), mlu=round(100 * plan.mlu, 2))
-            row |= dict(kept=round(100 * compact_share(subject, plan), 2))
-            row |= dict(accuracy=round(accuracy(subject, built(subject, plan)), 2))
+            compact = built(subject, plan)
+            row |= dict(kept=round(100 * share_kept(subject, compact), 2))
+            row |= dict(accuracy=round(accuracy(subject, compact), 2))
             original = round(accuracy(subject, subject.network), 2)
-            table.add(row | dict(original=original, images=plan.total, device=here()))
+            table.add(row | dict(original=original, images=plan.total, device=device_name()))
 
 
 @app.command()
-def noise(name: Name, data: Data = HERE, tolerance: float = 0.1) -> None:
+def noise(name: Name, data: Data = DATA, tolerance: float = 0.1) -> None:
     """Search on bootstrap draws of the validation images, and on either half, scored on the other one."""
     table = Table("noise", "network", "images drawn")
     subject = load(name, data)
     for drawn, chosen, others in draws(subject.validation):
         if not table.has(subject.name, drawn):
             plan = search(replace(subject, validation=chosen), drawn, tolerance=tolerance)
-            projected = built(subject, plan)
+            projected = urank.project_network(subject.network, plan, subject.grams)
             row = {"network": subject.name, "images drawn": drawn, "tolerance": tolerance, "images": plan.total}
             row |= dict(mlu=round(100 * plan.mlu, 2), ranks=" ".join(str(entry.rank) for entry in plan.layers))
             for label, images in (("searched", chosen), ("other", others)):
                 if images is not None:
                     counts = [images.count_correct(network) for network in (subject.network, projected)]
                     row[f"lost on {label}"] = round(100 * (counts[0] - counts[1]) / images.total, 2)
-            table.add(row | dict(device=here()))
+            table.add(row | dict(device=device_name()))
 
 
 def draws(
@@ -249,7 +255,7 @@ def draws(
 
 
 @app.command()
-def ladders(name: Name, data: Data = HERE, tolerance: float = 0.1, count: int = 4) -> None:
+def ladders(name: Name, data: Data = DATA, tolerance: float = 0.1, count: int = 4) -> None:
     """Count correct images at every k_T of some layers, in the network that the search has left before them."""
     table = Table("ladders", "network", "layer", "k")
     subject = load(name, data)
@@ -281,37 +287,41 @@ def tuned(name: Name, seeds: int = 3, tolerance: float = 0.5) -> None:
     recipe = SMALL[architecture].recipe
     short = replace(recipe, epochs=2, lr=recipe.lr / 5)
     for seed in range(seeds):
-        if table.has(name, seed, "from scratch"):  # the last row of a seed
-            continue
         subject = small(architecture, seed)
         plan = search(subject, tolerance=tolerance)
-        for choice, network in starts(subject, plan):
+        for choice, network in starts(subject, plan, seed):
+            if table.has(name, seed, choice):
+                continue
             row = dict(network=name, seed=seed, choice=choice, before=accuracy(subject, network))
             epochs = replace(recipe, epochs=recipe.epochs + short.epochs) if choice == "from scratch" else short
             urank.fit(network, subject.data, epochs, seed=seed, progress=False)
-            kept = (
-                urank.count_cost(network, subject.shape).params
-                / urank.count_cost(subject.network, subject.shape).params
-            )
-            row |= dict(after=accuracy(subject, network.eval()), kept=round(100 * kept, 2))
-            table.add(row | dict(original=accuracy(subject, subject.network), images=plan.total, device=here()))
+            row |= dict(after=accuracy(subject, network.eval()), kept=round(100 * share_kept(subject, network), 2))
+            row |= dict(original=accuracy(subject, subject.network), images=plan.total)
+            table.add(row | dict(device=device_name()))
 
 
-def starts(subject: Subject, plan: urank.RankPlan) -> Iterator[tuple[str, nn.Module]]:
+def starts(subject: Subject, plan: urank.RankPlan, seed: int) -> Iterator[tuple[str, nn.Module]]:
     """Yield (choice, network to fine-tune); the last one has random weights."""
     network, grams = subject.network, subject.grams
-    energy = urank.allocate_ranks(network, grams, compact_share(subject, plan), image_shape=subject.shape)
+    size = share_kept(subject, built(subject, plan))
+    energy = urank.allocate_ranks(network, grams, size, image_shape=subject.shape)
     plans = {"two-sided": plan, "output PCA": urank.output_pca(network, grams, useful_part(plan)), "energy": energy}
     yield "full rank", copy.deepcopy(network)
     for choice, chosen in plans.items():
         projected = urank.project_network(network, chosen, grams)
         yield choice, urank.decompose(projected, chosen, useful_only=True)
         yield f"{choice}, balanced", urank.decompose(projected, chosen, useful_only=True, balanced=True)
-    torch.manual_seed(0)
-    yield "from scratch", built(subject, plan).apply(initialize)
+    torch.manual_seed(seed)
+    yield "from scratch", built(subject, plan).apply(reset).apply(initialize)
 
 
-def here() -> str:
+def reset(module: nn.Module) -> None:
+    """Give a layer, also a normalization, the weights and statistics of a new one."""
+    if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+        module.reset_parameters()
+
+
+def device_name() -> str:
     return describe(torch.device("cpu"))
 
 

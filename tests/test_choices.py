@@ -39,7 +39,7 @@ def test_every_choice_has_the_size_of_the_search(subject, here, monkeypatch):
     sizes = rows.loc[rows["target"] == "keep 0.6", "kept"]
     assert len(sizes) == 3 and sizes.between(50, 60).all()
     rows = rows[rows["target"] == "tolerance 2"].set_index("choice")
-    assert len(rows) == 7 and rows["kept"].between(rows.loc["two-sided", "kept"] - 5, rows["kept"].max()).all()
+    assert len(rows) == 9 and rows["kept"].between(rows.loc["two-sided", "kept"] - 5, rows["kept"].max()).all()
     assert rows.loc["random", "accuracy"] < rows.loc["output PCA", "accuracy"]
     plan = choices.search(subject, tolerance=2.0)
     assert rows.loc["two-sided", "mlu"] == round(100 * plan.mlu, 2)
@@ -79,7 +79,7 @@ def test_a_ladder_contains_the_answer_of_the_search(subject, here):
 
 def test_uniform_shares_and_random_subspaces(subject):
     plan = choices.uniform(subject, 0.5)
-    assert 0.4 < choices.compact_share(subject, plan) <= 0.5
+    assert 0.4 < choices.share_kept(subject, choices.built(subject, plan)) <= 0.5
     split = choices.useful_part(plan)
     network = choices.in_random_subspaces(subject, split, seed=0)
     assert len(split.layers) > 5

@@ -26,6 +26,9 @@ CALIBRATION = [(images.float(), labels) for images, labels in in_batches(*struct
 VALIDATION = [(images.float(), labels) for images, labels in in_batches(*structured_images(150, seed=3), 64)]
 
 
+OTHERS = dict(budget=1, sides="input", mode="isolated", factors="paper")
+
+
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
@@ -71,6 +74,13 @@ class TestMeasure:
         assert kept.accuracy[0] == measured.accuracy[0] and kept.accuracy[1] > 25
         assert "allocate_ranks(0.5, params, output); no search" in kept.summary()
 
+    def test_keeps_a_share_of_the_network_before_its_shared_layers_were_separated(self):
+        layer = nn.Linear(192, 192)
+        shared = nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer)
+        images = [images for images, _ in VALIDATION]
+        kept = measure(shared, CALIBRATION, images, keep=0.6, progress=False)
+        assert kept.costs[1].params <= 0.6 * sum(parameter.numel() for parameter in shared.parameters())
+
     def test_output_factors_are_closer_to_the_outputs_at_the_same_ranks(self, network, measured):
         other = measure(network, CALIBRATION, VALIDATION, tolerance=2.0, progress=False)
         assert other.plan == measured.plan and other.costs == measured.costs
@@ -89,7 +99,7 @@ class TestMeasure:
         ("options", "message"),
         [
             (dict(keep=0.0), "keep must be above 0"),
-            (dict(keep=0.5, budget=1), "give one of them"),
+            *[(dict(keep=0.5) | dict([option]), "with keep there is no search") for option in OTHERS.items()],
             (dict(budget=1, mode="isolated"), "needs mode 'joint'"),
             (dict(budget=-1), "budget must be between 0 and 100"),
             (dict(sides="left"), "sides must be one of 'both', 'input', 'output'"),

@@ -20,7 +20,7 @@ from urank.layers import MatrixLayer, evaluating, input_rows, matrix_layers, wat
 from urank.numerics import singular_values
 from urank.plan import LayerRank, RankPlan
 from urank.search.bisection import check_grams
-from urank.subspaces import layer_spectra, spectral_energy, utilized_rank
+from urank.subspaces import Spectrum, layer_spectra, output_gram, spectral_energy, utilized_rank
 
 CHOICES = ("output", "weights", "two-sided")
 MEASURES = ("params", "macs")
@@ -37,8 +37,8 @@ def allocate_ranks(
 ) -> RankPlan:
     """Return the ranks that keep most energy, summed over the layers, in a network of `keep` times the size.
 
-    It takes no validation image and seconds. Layers that would not become smaller stay whole (rank min(d, m)). The sum
-    is the largest possible, except for what the last step leaves of the budget.
+    It needs no validation image and no search. Layers that would not become smaller stay whole (rank min(d, m)). The
+    sum is the largest possible, up to what one step between corners of the hull gains.
 
     Args:
         grams: X^T X (d, d) of the layers that may be split, from `accumulate_grams` on the unmodified network.
@@ -122,9 +122,9 @@ def retained_energy(W: Tensor, gram: Tensor, choice: str) -> Tensor:
     """Return the share of energy that is kept at rank 1, 2, ..., min(d, m) of `choice`; see `allocate_ranks`."""
     if choice == "weights":
         return spectral_energy(singular_values(W).square())
-    inputs, outputs = layer_spectra(gram, W)
     if choice == "output":
-        return outputs.energy[: min(W.shape)]
+        return Spectrum.of(output_gram(gram.to(W), W)).energy[: min(W.shape)]
+    inputs, outputs = layer_spectra(gram, W)
     # ||X P_S W P_T||^2 is the sum of lambda_i A_ij^2 over i <= k_S, j <= k_T, with A = V_S^T W V_T.
     A = inputs.basis.T @ W @ outputs.basis
     energy = (inputs.eigenvalues[:, None] * A.square()).cumsum(0).cumsum(1)

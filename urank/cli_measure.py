@@ -28,6 +28,7 @@ from urank.throughput import images_per_second
 BATCH_SIZE = 50
 # A search took a tenth (convolutional networks) to an eighth (DeiT-Tiny) of one full pass per probe.
 USUAL_SHARE = 0.125
+DEFAULTS = dict(budget=None, keep=None, sides="both", factors="output")
 
 
 def measure_command(
@@ -53,7 +54,7 @@ def measure_command(
         float | None, typer.Option(help="Accuracy points that all projections may cost, in place of --tolerance.")
     ] = None,
     keep: Annotated[
-        float | None, typer.Option(help="Share of the parameters to keep (0 to 1); ranks by energy, without a search.")
+        float | None, typer.Option(help="Share of the parameters to keep (0 to 1); ranks by energy, no search.")
     ] = None,
     sides: Annotated[str, typer.Option(help="both, or only the input or output side of each layer.")] = "both",
     factors: Annotated[
@@ -96,8 +97,8 @@ def measure_command(
     settings = dict(model=model, weights=str(weights), images=str(images.resolve()), agreement=agreement)
     settings |= dict(calibration=calibration, validation=validation, tolerance=tolerance, mode=mode)
     settings |= dict(evaluation=evaluation, layers=patterns, preprocessing=view)
-    others = dict(budget=budget, keep=keep, sides=sides, factors=factors)
-    settings |= {name: value for name, value in others.items() if value not in (None, "both", "output")}
+    later = dict(budget=budget, keep=keep, sides=sides, factors=factors)  # not in the folders of earlier versions
+    settings |= {name: value for name, value in later.items() if value != DEFAULTS[name]}
     claim(folder, settings)
     measured = measure(
         network,

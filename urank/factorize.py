@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from urank.files import read_weights, write_weights
 from urank.layers import MatrixLayer, evaluating, matrix_layers, set_weight_matrix, weight_matrix, with_outputs
 from urank.plan import LayerRank, RankPlan
-from urank.subspaces import layer_spectra, project_weight
+from urank.subspaces import Spectrum, output_gram, project_weight
 
 
 def project_network(model: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor]) -> nn.Module:
@@ -51,7 +51,10 @@ def project_network(model: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor
 def project_layer(layer: MatrixLayer, gram: Tensor, k_s: int, k_t: int) -> None:
     """Replace W by W' = P_S W P_T in place; `gram` is X^T X (d, d) of this layer in the unmodified network."""
     W = weight_matrix(layer)
-    set_weight_matrix(layer, project_weight(W, *layer_spectra(gram, W), k_s, k_t))
+    gram = gram.to(W)
+    outputs = Spectrum.of(output_gram(gram, W))
+    inputs = Spectrum.of(gram) if k_s < len(W) else outputs  # not used if k_s = d, and slow for large d
+    set_weight_matrix(layer, project_weight(W, inputs, outputs, k_s, k_t))
 
 
 def planned_layers(model: nn.Module, plan: RankPlan) -> list[tuple[LayerRank, MatrixLayer]]:

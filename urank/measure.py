@@ -65,10 +65,11 @@ def measure(
         validation: batches of (images, labels) for counting correct predictions, kept in memory; or batches of images
             alone, for which agreement with the network's own predictions is counted; or a `Validation`.
         tolerance, mode, evaluation, memory, progress, checkpoint, deadline, budget, sides: as in `search_ranks`.
-        keep: largest share of the parameters that the compact network may have, 0 to 1; see `allocate_ranks`.
-        factors: how a layer that becomes smaller is split at its rank r: "output" with the W' of rank r that is closest
-            to XW on the calibration images (see `output_pca`), while all other layers stay as they are; or "paper"
-            with P_S W P_T, also in the layers that stay whole.
+        keep: largest share of the parameters of `model` that the compact network may have, 0 to 1; see
+            `allocate_ranks`. It excludes budget, sides, mode and factors.
+        factors: how a layer that becomes smaller is split at its rank r: "output" with the W' of rank r whose outputs
+            XW' are closest to XW on the calibration images (see `output_pca`), while all other layers stay as they are;
+            or "paper" with P_S W P_T, also in the layers that stay whole.
         layers: patterns of the layers to measure, for example ["blocks.*.mlp.*"].
 
     Raises:
@@ -102,7 +103,8 @@ def measure(
         how = (tolerance, mode, evaluation, memory, progress, checkpoint, deadline, budget, sides)
         plan = search_ranks(network, grams, counted, *how)
     else:
-        plan = allocate_ranks(network, grams, keep, image_shape=tuple(images.shape[1:]))
+        shape, share = tuple(images.shape[1:]), size(model) / size(network)  # below 1 if uses of a layer were separated
+        plan = allocate_ranks(network, grams, keep * share, image_shape=shape)
         plan = replace(plan, total=counted.total, correct=counted.count_correct(network), counts=counted.counts)
     projected = project_network(network, plan, grams)
     compact = split_network(network, plan, grams, factors)
@@ -120,12 +122,19 @@ def split_network(network: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor
 
 def check_options(protocol: Protocol, keep: float | None, factors: str) -> None:
     """Raise a ValueError for invalid options of `measure`."""
-    if keep is not None and not 0 < keep <= 1:
-        raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
-    if keep is not None and protocol.budget is not None:
-        raise ValueError("keep is a budget of parameters and budget one of accuracy: give one of them")
     if factors not in FACTORS:
         raise ValueError(f"factors must be 'output' or 'paper', got {factors!r}")
+    if keep is None:
+        return
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
+    if replace(protocol, tolerance=0.0) != Protocol(0.0) or factors != "output":
+        raise ValueError("with keep there is no search: leave out budget, sides, mode and factors")
+
+
+def size(network: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @dataclass(frozen=True)
@@ -329,7 +338,7 @@ def choose_layers(network: nn.Module, images: Tensor, patterns: Sequence[str]) -
 
 
 def count_probes(network: nn.Module, names: Iterable[str], sides: str = "both") -> int:
-    """Return how many probes a search of these layers needs at most: ceil(log2 d) + ceil(log2 m) per layer."""
+    """Return how many probes a search needs at most: ceil(log2 d), ceil(log2 m) or their sum per layer."""
     layers = matrix_layers(network)
     weights = [layers[name].weight for name in names]
     sizes = [dict(S=weight[0].numel(), T=len(weight))[side] for weight in weights for side in SIDES[sides]]

@@ -89,8 +89,8 @@ def advice(measured: "Measurement") -> list[str]:
     useful = sum(entry.useful for entry in measured.plan.layers)
     sentences = [
         f"{useful} of {len(measured.plan.layers)} layers become smaller when they are split; the others stay whole.",
-        "Write the compact network with --decompose or Measurement.save_compact, and fine-tune it: the projected "
-        "accuracy above is before any fine-tuning.",
+        "Write the compact network with --decompose or Measurement.save_compact, and fine-tune it: the accuracies "
+        "above are before any fine-tuning.",
     ]
     if speeds[1] < speeds[0]:
         saved = 100 * (1 - after.params / before.params)
@@ -98,7 +98,7 @@ def advice(measured: "Measurement") -> list[str]:
             f"The compact network saves {saved:.0f} % of the parameters but is slower on this device: two small layers "
             "take longer than one large layer here. Measure on your target device before you use it."
         )
-    if measured.compact_correct < measured.projected_correct:
+    if measured.plan.probes and measured.compact_correct < measured.projected_correct:
         other = "paper" if measured.factors == "output" else "output"
         sentences.append(f"The compact network is less accurate than the projected one: try --factors {other}.")
     return sentences + [note for note in [measured.note()] if note]

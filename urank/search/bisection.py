@@ -162,7 +162,7 @@ class _Search:
         protocol = self.protocol
         return RankPlan(
             tuple(self.found),
-            float(protocol.tolerance) if protocol.budget is None else None,
+            protocol.tolerance if protocol.budget is None else None,
             protocol.mode,
             self.validation.total,
             self.base,
@@ -210,7 +210,7 @@ class _Search:
         """
         traces = {name: f"{gram.trace().item():.5e}" for name, gram in grams.items()}
         own = self.protocol
-        protocol: tuple = (float(own.tolerance), own.mode, self.counter.evaluation, self.validation.counts, traces)
+        protocol: tuple = (self.plan().tolerance, own.mode, self.counter.evaluation, self.validation.counts, traces)
         if (own.budget, own.sides) != (None, "both"):  # as earlier versions wrote it otherwise
             protocol += (own.budget, own.sides)
         weights = (tensor for tensor in self.network.state_dict().values() if isinstance(tensor, Tensor))

@@ -27,8 +27,11 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("tolerance", "budget"):
             points = getattr(self, name)
-            if points is not None and not 0 <= points <= 100:
+            if points is None and name == "budget":
+                continue
+            if not 0 <= points <= 100:
                 raise ValueError(f"{name} must be between 0 and 100 accuracy points, got {points}")
+            object.__setattr__(self, name, float(points))
         if self.mode not in ("joint", "isolated"):
             raise ValueError(f"mode must be 'joint' or 'isolated', got {self.mode!r}")
         if self.budget is not None and self.mode != "joint":
