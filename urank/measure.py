@@ -280,11 +280,8 @@ class Measurement:
     def rule(self) -> str:
         """Return in words how the ranks were chosen."""
         plan = self.plan
-        limits = {
-            f"{plan.tolerance} points per projection": plan.tolerance,
-            f"{plan.budget} points in all": plan.budget,
-        }
-        limit = next((words for words, points in limits.items() if points is not None), None)
+        limits = {"per projection": plan.tolerance, "in all": plan.budget}
+        limit = next((f"{points:g} points {words}" for words, points in limits.items() if points is not None), None)
         sides = "" if plan.sides == "both" else f", {plan.sides} side only"
         return f"{plan.mode}, {limit}{sides}" if limit else plan.mode
 
