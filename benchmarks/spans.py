@@ -57,7 +57,7 @@ def main(
 ) -> None:
     """Measure the finished runs of both twins and write a row for each block."""
     profile = profiles.load_profile("cifar-cpu")
-    names = profile.names(["cifar10/vit*@small"], map(int, seeds.split(",")))
+    names = profile.names(["cifar10/vit*@small"], [int(seed) for seed in seeds.split(",")])
     rows = [row for name in names for row in rows_of(profile.find(name), profiles.folder_of("cifar-cpu", name))]
     with atomic(out) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.2f")
