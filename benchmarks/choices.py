@@ -132,6 +132,7 @@ def curves(
     name: Name,
     data: Data = DATA,
     plan: Annotated[Path | None, typer.Option(help="Plan of an earlier search, in place of new ones.")] = None,
+    tolerance: Annotated[list[float] | None, typer.Option(help="Only at this tolerance. Repeatable.")] = None,
 ) -> None:
     """Compare the choices without a search at several sizes, and all of them at what searches find."""
     table = Table("choices", "network", "target", "choice")
@@ -148,14 +149,14 @@ def curves(
         for choice, network in by_size(subject, keep):
             add(f"keep {keep:g}", choice, network, share_kept(subject, network))
     earlier = {} if plan is None else {(saved := urank.RankPlan.load(plan)).tolerance: saved}
-    for tolerance in earlier or TOLERANCES:
-        found = earlier.get(tolerance) or search(subject, tolerance=tolerance)
+    for points in earlier or tolerance or TOLERANCES:
+        found = earlier.get(points) or search(subject, tolerance=points)
         size = share_kept(subject, built(subject, found))
         for choice, network in at_ranks(subject, found):
-            add(f"tolerance {tolerance:g}", choice, network, size, round(100 * found.mlu, 2))
+            add(f"tolerance {points:g}", choice, network, size, round(100 * found.mlu, 2))
         for choice, network in by_size(subject, size):
             kept = share_kept(subject, network)
-            add(f"tolerance {tolerance:g}", choice, network, kept, round(100 * found.mlu, 2))
+            add(f"tolerance {points:g}", choice, network, kept, round(100 * found.mlu, 2))
 
 
 def at_ranks(subject: Subject, plan: urank.RankPlan) -> Iterator[tuple[str, nn.Module]]:
