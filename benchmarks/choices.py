@@ -145,9 +145,6 @@ def curves(
             row |= dict(accuracy=round(accuracy(subject, network), 2), original=round(original, 2))
             table.add(row | dict(images=subject.validation.total, mlu=mlu, device=device_name()))
 
-    for keep in KEEPS:
-        for choice, network in by_size(subject, keep):
-            add(f"keep {keep:g}", choice, network, share_kept(subject, network))
     earlier = {} if plan is None else {(saved := urank.RankPlan.load(plan)).tolerance: saved}
     for points in earlier or tolerance or TOLERANCES:
         found = earlier.get(points) or search(subject, tolerance=points)
@@ -157,6 +154,9 @@ def curves(
         for choice, network in by_size(subject, size):
             kept = share_kept(subject, network)
             add(f"tolerance {points:g}", choice, network, kept, round(100 * found.mlu, 2))
+    for keep in KEEPS:
+        for choice, network in by_size(subject, keep):
+            add(f"keep {keep:g}", choice, network, share_kept(subject, network))
 
 
 def at_ranks(subject: Subject, plan: urank.RankPlan) -> Iterator[tuple[str, nn.Module]]:

@@ -182,7 +182,7 @@ def findings(records, table3) -> list[list[float]]:
         + printed("table4_pretraining")["mlu"].tolist()[:1],
         [100 * deit.mlu, sum(layer.rank == layer.k_t for layer in deit.layers), len(deit.layers)]
         + printed("table1_imagenet").set_index("model")["mlu"][["DeiT-Tiny"]].tolist(),
-        (choices["original"] - choices["accuracy"])[["two-sided", "output PCA"]].tolist(),
+        (choices["original"] - choices["accuracy"])[["projected", "two-sided", "output PCA"]].tolist(),
     ]
 
 

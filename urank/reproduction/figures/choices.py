@@ -13,10 +13,11 @@ from urank.reproduction.figures.style import GREY, STYLE, closed, heading, netwo
 from urank.reproduction.figures.tables import PRINTED, measured_table, with_labels
 from urank.reproduction.record import Record
 
-# The matrices of a transformer by their names in timm, without the number of the block.
+# The matrices of a transformer by their names in timm, without the number of the block. The queries, keys and values of
+# `vit_pe` are three uses of two matrices.
 PARTS = {
     "patch_embed.proj": "patches",
-    "blocks.attn.qkv": "QKV",
+    **dict.fromkeys(("blocks.attn.qkv", "blocks.attn.qkv.q", "blocks.attn.qkv.k", "blocks.attn.qkv.v"), "QKV"),
     "blocks.attn.proj": "attention out",
     "blocks.mlp.fc1": "MLP in",
     "blocks.mlp.fc2": "MLP out",
@@ -77,7 +78,7 @@ def part_of(layer: str) -> str:
 def parts(records: Sequence[Record]) -> Figure:
     """Draw the utilization of each kind of matrix: one panel per network, a point per block, a bar for the mean."""
     frame = utilization_by_part(records)
-    names = [name for name in PARTS.values() if name in set(frame["part"])]
+    names = [name for name in dict.fromkeys(PARTS.values()) if name in set(frame["part"])]
     with plt.rc_context(STYLE):
         figure, panels = small_multiples(len(records), len(records), 2.9, sharex=True, sharey=True)
         for axis, record in zip(panels, records):
