@@ -21,20 +21,20 @@ from math import floor
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import torch
 import typer
 from torch import Tensor, nn
 
 import urank
+from benchmarks.rows import Table
 from benchmarks.subjects import SMALL, Subject, load, small
 from urank.factorize import planned_layers, project_layer
-from urank.files import atomic
 from urank.layers import matrix_layers, set_weight_matrix, weight_matrix
 from urank.measure import split_network
 from urank.models.vgg import initialize
 from urank.numerics import describe
 from urank.reproduction.profiles import runs_folder
+from urank.subspaces import layer_spectra, project_weight
 
 FOLDER = Path(__file__).parents[1] / "data" / "benchmarks"
 TOLERANCES = (0.1, 0.5, 0.05, 0.2)
@@ -46,29 +46,6 @@ app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
 Name = Annotated[str, typer.Argument(help='A name from `benchmarks.subjects`, or "small NETWORK".')]
 Data = Annotated[Path, typer.Option(help="Folder with cifar_resnets/ and imagenet/.")]
 DATA = Path("data")
-
-
-class Table:
-    """A CSV that grows by rows, each saved at once.
-
-    Args:
-        keys: columns that tell rows apart.
-    """
-
-    def __init__(self, name: str, *keys: str):
-        self.path, self.keys = FOLDER / f"{name}.csv", list(keys)
-
-    def read(self) -> pd.DataFrame | None:
-        return pd.read_csv(self.path) if self.path.exists() else None
-
-    def has(self, *values: object) -> bool:
-        rows = self.read()
-        return rows is not None and bool((rows[self.keys].astype(str) == list(map(str, values))).all(axis=1).any())
-
-    def add(self, row: dict) -> None:
-        typer.echo(row)
-        with atomic(self.path) as temporary:
-            pd.concat([self.read(), pd.DataFrame([row])]).to_csv(temporary, index=False)
 
 
 def search(subject: Subject, images: str = "all", **options: object) -> urank.RankPlan:
@@ -93,11 +70,6 @@ def built(subject: Subject, plan: urank.RankPlan) -> nn.Module:
     return split_network(subject.network, plan, subject.grams, "paper")
 
 
-def useful_part(plan: urank.RankPlan) -> urank.RankPlan:
-    """Return the plan of the layers that become smaller; the others stay as they are."""
-    return replace(plan, layers=tuple(entry for entry in plan.layers if entry.useful))
-
-
 def uniform(subject: Subject, share: float) -> urank.RankPlan:
     """Return the plan that leaves every layer the same share of its weights, for the directions of its outputs."""
     keep = share_of_layers(subject, share)
@@ -110,7 +82,8 @@ def uniform(subject: Subject, share: float) -> urank.RankPlan:
 def share_of_layers(subject: Subject, share: float) -> float:
     """Return which share of the measured layers' weights is left in a network with `share` of its parameters."""
     total = urank.count_cost(subject.network, subject.shape).params
-    measured = sum(weight_matrix(matrix_layers(subject.network)[name]).numel() for name in subject.grams)
+    layers = matrix_layers(subject.network)
+    measured = sum(layers[name].weight.numel() for name in subject.grams)
     return 1 - (1 - share) * total / measured
 
 
@@ -135,7 +108,7 @@ def curves(
     tolerance: Annotated[list[float] | None, typer.Option(help="Only at this tolerance. Repeatable.")] = None,
 ) -> None:
     """Compare the choices without a search at several sizes, and all of them at what searches find."""
-    table = Table("choices", "network", "target", "choice")
+    table = Table(FOLDER / "choices.csv", "network", "target", "choice")
     subject = load(name, data)
     original = accuracy(subject, subject.network)
 
@@ -165,7 +138,7 @@ def at_ranks(subject: Subject, plan: urank.RankPlan) -> Iterator[tuple[str, nn.M
     Of these, "two-sided" has W' in all layers, as in the paper; all others leave the layers as they are that they do
     not split.
     """
-    network, grams, split = subject.network, subject.grams, useful_part(plan)
+    network, grams, split = subject.network, subject.grams, plan.useful_part()
     yield "projected", urank.project_network(network, plan, grams)
     yield "two-sided", built(subject, plan)
     yield "two-sided, split layers only", built(subject, split)
@@ -186,7 +159,7 @@ def by_size(subject: Subject, share: float) -> Iterator[tuple[str, nn.Module]]:
 @app.command()
 def half(name: Name, data: Data = DATA) -> None:
     """Search both sides, and the output side alone; compare ranks, probes and accuracy."""
-    table = Table("half_searches", "network")
+    table = Table(FOLDER / "half_searches.csv", "network")
     subject = load(name, data)
     if table.has(subject.name):
         return
@@ -196,15 +169,16 @@ def half(name: Name, data: Data = DATA) -> None:
     row["equal ranks"] = sum(one.rank == other.rank for one, other in zip(both.layers, output.layers))
     for label, plan in (("both", both), ("output", output)):
         row[f"probes {label}"], row[f"mlu {label}"] = len(plan.probes), round(100 * plan.mlu, 2)
-        row[f"accuracy {label}"] = round(accuracy(subject, built(subject, plan)), 2)
-        row[f"kept {label}"] = round(100 * share_kept(subject, built(subject, plan)), 2)
+        compact = built(subject, plan)
+        row[f"accuracy {label}"] = round(accuracy(subject, compact), 2)
+        row[f"kept {label}"] = round(100 * share_kept(subject, compact), 2)
     table.add(row | dict(original=round(accuracy(subject, subject.network), 2), device=device_name()))
 
 
 @app.command()
 def budgets(name: Name, data: Data = DATA) -> None:
     """Search with one total budget; `curves` has the rows with one tolerance per projection."""
-    table = Table("budgets", "network", "budget")
+    table = Table(FOLDER / "budgets.csv", "network", "budget")
     subject = load(name, data)
     for budget in BUDGETS:
         if not table.has(subject.name, budget):
@@ -220,7 +194,7 @@ def budgets(name: Name, data: Data = DATA) -> None:
 @app.command()
 def noise(name: Name, data: Data = DATA, tolerance: float = 0.1) -> None:
     """Search on bootstrap draws of the validation images, and on either half, scored on the other one."""
-    table = Table("noise", "network", "images drawn")
+    table = Table(FOLDER / "noise.csv", "network", "images drawn")
     subject = load(name, data)
     for drawn, chosen, others in draws(subject.validation):
         if not table.has(subject.name, drawn):
@@ -258,7 +232,7 @@ def draws(
 @app.command()
 def ladders(name: Name, data: Data = DATA, tolerance: float = 0.1, count: int = 4) -> None:
     """Count correct images at every k_T of some layers, in the network that the search has left before them."""
-    table = Table("ladders", "network", "layer", "k")
+    table = Table(FOLDER / "ladders.csv", "network", "layer", "k")
     subject = load(name, data)
     plan = search(subject, tolerance=tolerance)
     chosen = {round(place) for place in torch.linspace(0, len(plan.layers) - 1, count).tolist()}
@@ -269,10 +243,10 @@ def ladders(name: Name, data: Data = DATA, tolerance: float = 0.1, count: int = 
         if number in chosen:
             replay.advance(layer)
             W = weight_matrix(layer)
+            spectra = layer_spectra(gram, W)
             for k in range(1, found.m + 1):
                 if not table.has(subject.name, found.layer, k):
-                    set_weight_matrix(layer, W)
-                    project_layer(layer, gram, found.k_s, k)
+                    set_weight_matrix(layer, project_weight(W, *spectra, found.k_s, k))
                     correct = sum(int((logits.argmax(1) == labels).sum()) for logits, labels in replay)
                     row = dict(network=subject.name, layer=found.layer, k=k, correct=correct, found=found.k_t)
                     table.add(row | dict(images=plan.total, tolerance=tolerance))
@@ -283,7 +257,7 @@ def ladders(name: Name, data: Data = DATA, tolerance: float = 0.1, count: int = 
 @app.command()
 def tuned(name: Name, seeds: int = 3, tolerance: float = 0.5) -> None:
     """Fine-tune the compact networks of several choices, the full network, and a network as thin from scratch."""
-    table = Table("tuned", "network", "seed", "choice")
+    table = Table(FOLDER / "tuned.csv", "network", "seed", "choice")
     architecture = name.removeprefix("small ")
     recipe = SMALL[architecture].recipe
     short = replace(recipe, epochs=2, lr=recipe.lr / 5)
@@ -306,7 +280,7 @@ def starts(subject: Subject, plan: urank.RankPlan, seed: int) -> Iterator[tuple[
     network, grams = subject.network, subject.grams
     size = share_kept(subject, built(subject, plan))
     energy = urank.allocate_ranks(network, grams, size, image_shape=subject.shape)
-    plans = {"two-sided": plan, "output PCA": urank.output_pca(network, grams, useful_part(plan)), "energy": energy}
+    plans = {"two-sided": plan, "output PCA": urank.output_pca(network, grams, plan.useful_part()), "energy": energy}
     yield "full rank", copy.deepcopy(network)
     for choice, chosen in plans.items():
         projected = urank.project_network(network, chosen, grams)

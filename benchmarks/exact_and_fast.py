@@ -22,8 +22,8 @@ from torch import nn
 from tqdm import tqdm
 
 import urank
+from benchmarks.rows import Table
 from urank import datasets
-from urank.files import atomic
 from urank.numerics import describe
 from urank.plan import RankPlan
 from urank.search.probes import FastCounter, WrongSkip
@@ -110,20 +110,17 @@ def main(
     out: Annotated[Path, typer.Option(help="The CSV.")] = OUT,
 ) -> None:
     """Compare both evaluations and print the totals."""
-    rows = pd.read_csv(out).to_dict("records") if out.exists() else []
-    done = {(row["network"], row["seed"], row["tolerance"], row["mode"]) for row in rows}
+    table = Table(out, "network", "seed", "tolerance", "mode")
     for network, seed in tqdm(list(product(only or SETTINGS, range(seeds))), unit="network"):
-        left = [pair for pair in product(TOLERANCES, MODES) if (network, seed, *pair) not in done]
+        left = [pair for pair in product(TOLERANCES, MODES) if not table.has(network, seed, *pair)]
         if not left:
             continue
         model, digits = trained(network, seed, SETTINGS[network])
         where = dict(network=network, width=SETTINGS[network].width, seed=seed)
         for tolerance, mode in left:
             row = where | dict(tolerance=tolerance, mode=mode) | compare(model, digits, tolerance, mode)
-            rows.append(row | dict(version=urank.__version__, device=describe(torch.device("cpu"))))
-            with atomic(out) as path:
-                pd.DataFrame(rows).to_csv(path, index=False)
-    frame = pd.DataFrame(rows)
+            table.add(row | dict(version=urank.__version__, device=describe(torch.device("cpu"))))
+    frame = pd.read_csv(out)
     typer.echo(frame[["probes", "probes_that_differ", "layers_searched_again"]].sum().to_string())
     typer.echo(f"plans equal: {frame['plans_equal'].sum()} of {len(frame)}")
 

@@ -12,6 +12,7 @@ import urank
 from benchmarks.exact_and_fast import CONVOLUTIONAL, SETTINGS, Setting, trained
 from urank import datasets
 from urank.cli_measure import Images
+from urank.datasets.imagenet import MEAN, STD
 from urank.files import read_weights
 from urank.measure import choose_layers, measurable
 from urank.models.loading import load_network, preprocessing_of
@@ -20,7 +21,6 @@ from urank.reproduction.experiment import load_images
 from urank.reproduction.profiles import folder_of, load_profile
 from urank.reproduction.run_folder import original_network
 
-IMAGENET: dict[str, tuple[float, ...]] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL = SETTINGS | {"resnet18": Setting(0.5, 1000, replace(CONVOLUTIONAL, epochs=10, lr=0.1))}
 RENAMED = {"conv1": "stem.0", "bn1": "stem.1", "linear": "classifier", "layer": "stage"}
 
@@ -68,7 +68,7 @@ def public_resnet(name: str, folder: Path) -> Subject:
         stage[0].downsample = PaddedShortcut()
     weights = read_weights(folder / "cifar_resnets" / f"{name}.safetensors")
     network.load_state_dict({renamed(key): tensor for key, tensor in weights.items()})
-    data = replace(datasets.load("cifar10"), **IMAGENET)
+    data = replace(datasets.load("cifar10"), mean=MEAN, std=STD)
     return Subject.of(name, network.eval(), data, 5000)
 
 

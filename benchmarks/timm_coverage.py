@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from urank.attention import explicit_attention
-from urank.layers import coverage
+from urank.layers import count_params, coverage
 from urank.reproduction.coverage_tables import summarize
 
 COLUMNS = [
@@ -57,7 +57,7 @@ def describe(model: nn.Module, images: Tensor | None) -> dict:
     skipped = frame["share"].groupby(reasons[~frame["measured"]]).sum().sort_values(ascending=False)
     skipped["norms and lone biases"] = 1 - frame["share"].sum()
     return dict(
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=count_params(model),
         measured_layers=int(frame["measured"].sum()),
         measured_share=round(frame["share"][frame["measured"]].sum(), 4),
         skipped="; ".join(f"{reason}: {share:.4f}" for reason, share in skipped.items()),

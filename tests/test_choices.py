@@ -80,7 +80,7 @@ def test_a_ladder_contains_the_answer_of_the_search(subject, here):
 def test_uniform_shares_and_random_subspaces(subject):
     plan = choices.uniform(subject, 0.5)
     assert 0.4 < choices.share_kept(subject, choices.built(subject, plan)) <= 0.5
-    split = choices.useful_part(plan)
+    split = plan.useful_part()
     network = choices.in_random_subspaces(subject, split, seed=0)
     assert len(split.layers) > 5
     for entry in split.layers:

@@ -2,9 +2,9 @@
 
 A layer of rank r keeps the share e(r) of an energy and costs r (d + m) weights instead of d m. The sum of e over the
 layers is maximized under the budget. With a Lagrange multiplier l >= 0 each layer maximizes e(r) - l cost(r) by itself:
-its r is a corner of the upper concave hull of its points (cost, e). As l falls, one corner after another is reached, in
-the order of the slopes between corners, so sorting all steps by slope solves the problem for every budget. BALF
-(arXiv 2509.25136) allocates ranks by the same idea.
+its r is a corner of the upper concave hull of its points (cost, e). As l falls, the
+layers move from corner to corner, in the order of the slopes between corners. Sorting all these steps by slope solves
+the problem for every budget. BALF (arXiv 2509.25136) allocates ranks by the same idea.
 """
 
 from collections.abc import Iterator, Mapping
@@ -65,8 +65,7 @@ def allocate_ranks(
     for value, known in ((measure, MEASURES), (choice, CHOICES)):
         if value not in known:
             raise ValueError(f"expected one of {', '.join(map(repr, known))}, got {value!r}")
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
+    check_keep(keep)
     check_grams(model, grams)
     layers = {name: layer for name, layer in matrix_layers(model).items() if name in grams}
     uses = rows_per_image(model, layers, image_shape) if measure == "macs" else dict.fromkeys(layers, 1)
@@ -81,6 +80,12 @@ def allocate_ranks(
         )
     entries = [entry(name, weight_matrix(layers[name]), ranks[name], choice) for name in grams]
     return plan_without_accuracy(f"allocate_ranks({keep:g}, {measure}, {choice})", entries)
+
+
+def check_keep(keep: float) -> None:
+    """Raise a ValueError for a share that is not above 0 and at most 1."""
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from urank.files import read_weights, write_weights
-from urank.layers import MatrixLayer, evaluating, matrix_layers, set_weight_matrix, weight_matrix, with_outputs
+from urank.layers import (
+    MatrixLayer,
+    count_params,
+    evaluating,
+    matrix_layers,
+    set_weight_matrix,
+    weight_matrix,
+    with_outputs,
+)
 from urank.plan import LayerRank, RankPlan
 from urank.subspaces import Spectrum, output_gram, project_weight
 
@@ -262,7 +270,7 @@ def count_cost(model: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -> 
     image = next(model.parameters()).new_zeros(1, *image_shape)
     with evaluating(model), unfused_attention(), FlopCounterMode(display=False) as counter:
         model(image)
-    return Cost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2)
+    return Cost(count_params(model), counter.get_total_flops() // 2)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def coverage(model: nn.Module, images: Tensor | None = None) -> "pd.DataFrame":
 
     holders = weight_holders(model)
     used = holders if images is None else used_layers(model, images)
-    total, rows = sum(parameter.numel() for parameter in model.parameters()), []
+    total, rows = count_params(model), []
     counted: set[nn.Parameter] = set()
     for name, module in holders.items():
         own = set(held_parameters(module)) - counted
@@ -100,6 +100,11 @@ def coverage(model: nn.Module, images: Tensor | None = None) -> "pd.DataFrame":
             reason = "the forward pass never multiplies by its weight"
         rows.append((name, type(module).__name__, params, params / total, reason is None, reason or ""))
     return pd.DataFrame(rows, columns=["layer", "type", "params", "share", "measured", "reason"])
+
+
+def count_params(model: nn.Module) -> int:
+    """Return the number of parameters; a shared one counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def used_layers(model: nn.Module, images: Tensor) -> list[str]:

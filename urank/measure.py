@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from urank.allocation import allocate_ranks
+from urank.allocation import allocate_ranks, check_keep
 from urank.attention import explicit_attention
 from urank.baselines import output_pca
 from urank.calibration import accumulate_grams, images_of
 from urank.factorize import Cost, count_cost, decompose, project_network, save_compact
 from urank.files import atomic, write_json
-from urank.layers import coverage, matrix_layers, used_layers
+from urank.layers import count_params, coverage, matrix_layers, used_layers
 from urank.numerics import describe
 from urank.plan import RankPlan, allowed_loss
 from urank.search.bisection import search_ranks
@@ -103,8 +103,8 @@ def measure(
         how = (tolerance, mode, evaluation, memory, progress, checkpoint, deadline, budget, sides)
         plan = search_ranks(network, grams, counted, *how)
     else:
-        shape, share = tuple(images.shape[1:]), size(model) / size(network)  # below 1 if uses of a layer were separated
-        plan = allocate_ranks(network, grams, keep * share, image_shape=shape)
+        share = count_params(model) / count_params(network)  # below 1 if uses of a layer were separated
+        plan = allocate_ranks(network, grams, keep * share, image_shape=tuple(images.shape[1:]))
         plan = replace(plan, total=counted.total, correct=counted.count_correct(network), counts=counted.counts)
     projected = project_network(network, plan, grams)
     compact = split_network(network, plan, grams, factors)
@@ -115,9 +115,8 @@ def measure(
 def split_network(network: nn.Module, plan: RankPlan, grams: Mapping[str, Tensor], factors: str) -> nn.Module:
     """Return the compact network: two thin layers in place of each layer of `plan` that becomes smaller."""
     if factors == "output":
-        plan = replace(plan, layers=tuple(entry for entry in plan.layers if entry.useful))
-    directions = output_pca(network, grams, plan) if factors == "output" else plan
-    return decompose(project_network(network, directions, grams), plan, useful_only=True)
+        plan = output_pca(network, grams, plan.useful_part())
+    return decompose(project_network(network, plan, grams), plan, useful_only=True)
 
 
 def check_options(protocol: Protocol, keep: float | None, factors: str) -> None:
@@ -126,15 +125,9 @@ def check_options(protocol: Protocol, keep: float | None, factors: str) -> None:
         raise ValueError(f"factors must be 'output' or 'paper', got {factors!r}")
     if keep is None:
         return
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
+    check_keep(keep)
     if replace(protocol, tolerance=0.0) != Protocol(0.0) or factors != "output":
         raise ValueError("with keep there is no search: leave out budget, sides, mode and factors")
-
-
-def size(network: nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @dataclass(frozen=True)

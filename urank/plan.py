@@ -137,6 +137,10 @@ class RankPlan:
     def __getitem__(self, layer: str) -> LayerRank:
         return {entry.layer: entry for entry in self.layers}[layer]
 
+    def useful_part(self) -> "RankPlan":
+        """Return the plan of those layers alone that become smaller when they are split."""
+        return replace(self, layers=tuple(entry for entry in self.layers if entry.useful))
+
     def in_order(self, names: Iterable[str]) -> "RankPlan":
         """Return the plan with its layers in the order of `names`, which must contain all of them."""
         return replace(self, layers=tuple(self[name] for name in names))

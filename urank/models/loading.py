@@ -11,11 +11,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from urank.datasets.imagenet import MEAN, STD
 from urank.files import read_weights
 from urank.models import NETWORKS, create
 from urank.models.libraries import names_of, timm_preprocessing, torchvision_preprocessing
 
-IMAGENET = dict(size=224, resize=256, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = dict(size=224, resize=256, interpolation="bilinear", mean=MEAN, std=STD)
 
 
 def full_name(name: str) -> str:

@@ -72,9 +72,9 @@ def search_ranks(
         sides: "both", or "input" or "output" to project only this side.
 
     Raises:
-        ValueError: tolerance or budget outside 0..100, unknown mode, evaluation or sides, no validation image, a Gram
-            matrix of an unknown layer or of the wrong shape, labels that the network has no output for, or a checkpoint
-            of another search.
+        ValueError: `tolerance` or `budget` is not between 0 and 100; `mode`, `evaluation` or `sides` is unknown; there
+            is no validation image; a Gram matrix belongs to no layer or has the wrong shape; the network has no output
+            for a label; or the checkpoint is of another search.
         FloatingPointError: the network's logits or a Gram matrix contain NaN or infinity.
         OutOfTime: the deadline is too close for the remaining layers.
 
