@@ -29,11 +29,12 @@ def rows(frame, item):
 def test_without_records_every_row_says_what_it_needs():
     frame = status.table([])
     assert frame.columns.tolist() == status.COLUMNS
-    assert (frame["runs"] == 0).all() and (frame["needs"] != "").all()
+    counted = frame["device"] == "counted"
+    assert (frame["runs"] == counted).all() and ((frame["needs"] == "") == counted).all()
     assert status.predictors(frame).empty and status.summary(frame).endswith("no quantity")
     items = frame["item"].str.split(":").str[0].value_counts()
     assert items.to_dict() == {
-        "Table 1": 16, "Table 3": 14, "Table 4": 3, "Table 5": 4, "Figure 1(b)": 1, "Figure 2": 2
+        "Table 1": 16, "Table 3": 14, "Table 4": 3, "Table 5": 4, "Figure 1(b)": 1, "Figure 2": 2, "Second paper": 9
     }  # fmt: skip
     assert frame[frame["item"].str.startswith("Table 1")]["needs"].str.contains("ImageNet and about .* GPU hours").all()
 
@@ -109,6 +110,19 @@ def test_figure_2_is_the_layer_of_the_largest_rank(record):
     [row] = frame[frame["item"] == "Figure 2: rank peak of VGG11 on CIFAR10"].to_dict("records")
     ranks = [entry.rank for entry in record.plan.layers]
     assert row["ours"] == 1 + ranks.index(max(ranks)) and row["paper"] == "4 to 6"
+
+
+def test_sizes_of_the_second_paper_are_counted_and_its_accuracies_missing():
+    frame = status.table([])
+    sizes = frame[frame["quantity"] == "params (M), no classifier"].set_index("item")
+    assert sizes["paper"].tolist() == [13.4, 11.1, 43.0]
+    assert sizes["ours"].tolist() == [13.466176, 11.048832, 43.331328]
+    needs = frame[frame["item"].str.startswith("Second paper") & (frame["runs"] == 0)].set_index("item")["needs"]
+    assert needs["Second paper: ResNet50-PE"] == "the printed numbers: they could not be recovered"
+    tiny = [needs[f"Second paper: HaLViT-Tiny, {epochs} epochs"] for epochs in (300, 600)]
+    hours = [int(re.search(r"about (\d+) GPU hours", text)[1]) for text in tiny]
+    assert hours[1] == pytest.approx(2 * hours[0], abs=1)
+    assert "recipe" in needs["Second paper: ResNet50 (HaLViT), accuracy"]
 
 
 def measured_as(printed, ours):

@@ -64,6 +64,13 @@ def needs(network: str, dataset: str, side: int) -> str:
     return f"ImageNet and about {whole:,.0f} GPU hours, {search:.2g} of them for the search"
 
 
+def needs_training(macs: int, epochs: float) -> str:
+    """Return what it takes to train a network on ImageNet; `macs` per image, nan `epochs` where none are printed."""
+    if epochs != epochs:
+        return "ImageNet, and a training recipe: the authors' is not known"
+    return f"ImageNet and about {training_hours(macs, int(epochs)):,.0f} GPU hours of training"
+
+
 def search_hours(macs: int, probes: int, images: int = VALIDATION) -> float:
     """Return the GPU hours of a search at `search_rate`; `macs` per image."""
     return 2 * macs * probes * images / search_rate().flops / 3600

@@ -12,7 +12,9 @@ from torch import nn
 
 from urank import models
 from urank.factorize import Cost, count_cost
+from urank.layers import count_params
 from urank.reproduction.paper_networks import PAPER as NETWORKS
+from urank.reproduction.paper_networks import PARAMETER_EFFICIENT
 from urank.reproduction.paths import PAPER
 
 # Table 4's rows by the variants that this project gives its experiments; "" is a network trained from scratch.
@@ -128,3 +130,13 @@ def original_network(network: str, dataset: str, side: int) -> nn.Module:
     options = {size: side} if size and side not in (32, 224) else {}
     with torch.device("meta"):
         return models.create(network, classes, **options)
+
+
+@cache
+def parameter_efficient_cost(model: str) -> tuple[Cost, int]:
+    """Return the cost of a network of the second paper at 224 x 224 pixels, and its parameters without classifier."""
+    with torch.device("meta"):
+        network = PARAMETER_EFFICIENT[model]()
+    head = network.head if hasattr(network, "head") else network.fc
+    cost = count_cost(network, (3, 224, 224))
+    return cost, cost.params - count_params(head)

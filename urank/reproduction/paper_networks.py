@@ -1,6 +1,12 @@
-"""The networks of the paper's Tables 1, 3 and 4 under the names that it prints."""
+"""The networks of the first paper's Tables 1, 3 and 4, and of the second paper, under the names that they print."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
+
+from torch import nn
+
+from urank.models.parameter_efficient import resnet50_pe, vit_pe_224
 
 
 class Published(NamedTuple):
@@ -39,4 +45,11 @@ PAPER: dict[tuple[str, str], Published] = {
     (model, dataset): Published(model.lower(), None)
     for model in ("VGG11", "VGG13", "VGG16", "VGG19", "ResNet18", "ResNet50", "ResNet101")
     for dataset in ("CIFAR10", "CIFAR100")
+}
+
+# By the model as `data/paper/pe_table.csv` has it. The width of a ViT is inferred from its number of parameters.
+PARAMETER_EFFICIENT: dict[str, Callable[[], nn.Module]] = {
+    "ResNet50 (HaLViT)": resnet50_pe,
+    "HaLViT-Tiny": partial(vit_pe_224, 384),
+    "HaLViT-M (also called HaLViT-Small)": partial(vit_pe_224, 768),
 }

@@ -1,4 +1,4 @@
-"""How far the reproduction is: one row per number of the paper's tables and figures, from the committed records.
+"""How far the reproduction is: one row per number of the papers' tables and figures, from the committed records.
 
 `predictors` compares the differences with those of a constant: a measurement is informative if it is closer to the
 paper's numbers than one number for all networks on a data set is. A row that is not measured says what it needs.
@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from urank.reproduction import paper, profiles
-from urank.reproduction.cost_estimates import needs
+from urank.reproduction.cost_estimates import needs, needs_training
 from urank.reproduction.figures import variations
 from urank.reproduction.figures.groups import (
     at_another_tolerance,
@@ -32,6 +32,7 @@ from urank.reproduction.figures.tables import (
     unseeded,
     without_seed,
 )
+from urank.reproduction.paper_networks import PARAMETER_EFFICIENT
 from urank.reproduction.record import Record
 
 QUANTITIES = {
@@ -44,6 +45,7 @@ QUANTITIES = {
 }
 PAGES = {"Table 1": "table1_imagenet", "Table 3": "table3_cifar", "Table 4": "table4_pretraining"}
 PAGES |= {"Table 5": "table5_tolerance", "Figure 1": "figure1_spectra", "Figure 2": "figure2_snapshots"}
+PAGES |= {"Second paper": "pe_table"}
 BELOW, ABOVE = "0, 114, 178", "213, 94, 0"  # blue and orange: safe for colour-blind readers
 NULL = "error of the paper's mean"
 CHANGES = ["change", "full rank, change", "fine-tuned − full rank"]
@@ -55,7 +57,7 @@ PEAK = (4, 6)  # the layers around which the rank of the paper's VGGs peaks (Fig
 
 
 def table(records: list[Record] | None = None) -> pd.DataFrame:
-    """Return every number of the paper's tables and figures beside the measured one.
+    """Return every number of the papers' tables and figures beside the measured one.
 
     Args:
         records: default all committed records.
@@ -68,7 +70,7 @@ def table(records: list[Record] | None = None) -> pd.DataFrame:
     rows = figure1_rows(records) + figure2_rows(records)
     for number in PRINTED:
         rows += table_rows(number, [one for one in records if one.experiment.width == 1])
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows + second_paper_rows(), columns=COLUMNS)
 
 
 def table_rows(number: int, records: list[Record]) -> list[dict]:
@@ -164,6 +166,29 @@ def figure2_rows(records: list[Record]) -> list[dict]:
         row = measured_quantity(item, "peak layer", nearest, peaks, found, "Figure 2")
         rows.append(row | dict(paper=f"{PEAK[0]} to {PEAK[1]}"))
     return rows
+
+
+def second_paper_rows() -> list[dict]:
+    """Return the printed sizes of networks with tied matrices beside ours, and what their accuracies need."""
+    printed, rows = paper.table("pe_table"), []
+    own = printed[~printed["model"].str.startswith("peer")]
+    for model, entries in own.groupby("model", sort=False):
+        item = f"Second paper: {model}"
+        if model not in PARAMETER_EFFICIENT:
+            rows.append(missing(item, "Second paper", "the printed numbers: they could not be recovered"))
+            continue
+        cost, without_classifier = paper.parameter_efficient_cost(model)
+        rows.append(size_row(item, entries["pe_params_M"].iloc[0], without_classifier / 1e6))
+        for epochs in entries["epochs"]:
+            training = f"{epochs:.0f} epochs" if epochs == epochs else "accuracy"
+            rows.append(missing(f"{item}, {training}", "Second paper", needs_training(cost.macs, epochs)))
+    return rows
+
+
+def size_row(item: str, printed: float, ours: float) -> dict:
+    """Return the row of a number of parameters in millions; it is counted, so it has neither a device nor a date."""
+    row = missing(item, "Second paper", "") | dict(quantity="params (M), no classifier", runs=1)
+    return row | dict(paper=printed, ours=ours, difference=ours - printed, device="counted", date="", dataset="")
 
 
 def is_base(record: Record, dataset: str, network: str) -> bool:
