@@ -9,7 +9,7 @@ Each command adds rows to a CSV in `data/benchmarks`, one after another, and ski
 - `curves` (choices.csv): every choice at several sizes, or at the ranks that a search finds at several tolerances.
 - `half` (half_searches.csv): a search of both sides beside one of the output side alone.
 - `budgets` (budgets.csv): one tolerance per projection beside one total budget.
-- `noise` (noise.csv): the search on bootstrap draws of the validation images, and on halves of them.
+- `noise` (noise.csv): the search on bootstrap draws of the validation images, and on halves and quarters of them.
 - `tuned` (tuned.csv): small networks fine-tuned after each choice, and one as thin trained from scratch.
 - `ladders` (ladders.csv): the accuracy at every k of some layers, beside the answer of the bisection.
 """
@@ -41,6 +41,7 @@ TOLERANCES = (0.1, 0.5, 0.05, 0.2)
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
 BUDGETS = (2.0, 5.0)
 DRAWS = 5
+PARTS = (2, 4)
 
 app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
 Name = Annotated[str, typer.Argument(help='A name from `benchmarks.subjects`, or "small NETWORK".')]
@@ -193,7 +194,7 @@ def budgets(name: Name, data: Data = DATA) -> None:
 
 @app.command()
 def noise(name: Name, data: Data = DATA, tolerance: float = 0.1) -> None:
-    """Search on bootstrap draws of the validation images, and on either half, scored on the other one."""
+    """Search on bootstrap draws of the validation images, and on parts of them, scored on the images left out."""
     table = Table(FOLDER / "noise.csv", "network", "images drawn")
     subject = load(name, data)
     for drawn, chosen, others in draws(subject.validation):
@@ -212,7 +213,7 @@ def noise(name: Name, data: Data = DATA, tolerance: float = 0.1) -> None:
 def draws(
     validation: urank.Validation,
 ) -> Iterator[tuple[str, urank.Validation, urank.Validation | None]]:
-    """Yield (name, images to search on, other images): all, bootstrap draws, and two halves, one for the other."""
+    """Yield (name, images to search on, images left out): all, bootstrap draws, then every half and quarter."""
     batches = list(validation)
     images, labels = (torch.cat(parts) for parts in zip(*batches))
 
@@ -224,9 +225,11 @@ def draws(
         generator = torch.Generator().manual_seed(seed)
         yield f"bootstrap {seed}", part(torch.randint(len(labels), (len(labels),), generator=generator)), None
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    first, second = (part(rows) for rows in order.chunk(2))
-    yield "first half", first, second
-    yield "second half", second, first
+    for count in PARTS:
+        chunks = order.chunk(count)
+        for number, rows in enumerate(chunks):
+            others = torch.cat([*chunks[:number], *chunks[number + 1 :]])
+            yield f"part {number + 1} of {count}", part(rows), part(others)
 
 
 @app.command()

@@ -53,6 +53,7 @@ def test_every_choice_has_the_size_of_the_search(subject, here, monkeypatch):
 
 def test_sides_budgets_and_noise(subject, here, monkeypatch):
     monkeypatch.setattr(choices, "DRAWS", 1)
+    monkeypatch.setattr(choices, "PARTS", (2,))
     for command in (choices.half, choices.budgets):
         command("tiny")
     choices.noise("tiny", tolerance=2.0)
@@ -61,7 +62,7 @@ def test_sides_budgets_and_noise(subject, here, monkeypatch):
     budgets = pd.read_csv(here / "budgets.csv")
     assert (budgets["original"] - budgets["accuracy"] <= budgets["budget"]).all()
     noise = pd.read_csv(here / "noise.csv").set_index("images drawn")
-    assert list(noise.index) == ["all", "bootstrap 0", "first half", "second half"]
+    assert list(noise.index) == ["all", "bootstrap 0", "part 1 of 2", "part 2 of 2"]
     assert noise["images"].tolist() == [100, 100, 50, 50]
     assert noise["lost on other"].notna().tolist() == [False, False, True, True]
     assert [len(ranks.split()) for ranks in noise["ranks"]] == [9] * 4
