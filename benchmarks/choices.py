@@ -39,7 +39,7 @@ from urank.subspaces import layer_spectra, project_weight
 FOLDER = Path(__file__).parents[1] / "data" / "benchmarks"
 TOLERANCES = (0.1, 0.5, 0.05, 0.2)
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
-BUDGETS = (2.0, 5.0)
+RULES: tuple[dict[str, float], ...] = (dict(tolerance=0.1), dict(budget=2.0), dict(tolerance=0.5), dict(budget=5.0))
 DRAWS = 5
 PARTS = (2, 4)
 
@@ -178,18 +178,18 @@ def half(name: Name, data: Data = DATA) -> None:
 
 @app.command()
 def budgets(name: Name, data: Data = DATA) -> None:
-    """Search with one total budget; `curves` has the rows with one tolerance per projection."""
-    table = Table(FOLDER / "budgets.csv", "network", "budget")
+    """Search with one tolerance per projection and with one total budget."""
+    table = Table(FOLDER / "budgets.csv", "network", "rule")
     subject = load(name, data)
-    for budget in BUDGETS:
-        if not table.has(subject.name, budget):
-            plan = search(subject, budget=budget)
-            row = dict(network=subject.name, budget=budget, layers=len(plan.layers), mlu=round(100 * plan.mlu, 2))
-            compact = built(subject, plan)
-            row |= dict(kept=round(100 * share_kept(subject, compact), 2))
-            row |= dict(accuracy=round(accuracy(subject, compact), 2))
-            original = round(accuracy(subject, subject.network), 2)
-            table.add(row | dict(original=original, images=plan.total, device=device_name()))
+    for options in RULES:
+        [(kind, points)] = options.items()
+        if not table.has(subject.name, rule := f"{kind} {points:g}"):
+            plan = search(subject, **options)
+            row = dict(network=subject.name, rule=rule, layers=len(plan.layers), mlu=round(100 * plan.mlu, 2))
+            projected = urank.project_network(subject.network, plan, subject.grams)
+            counts = dict(projected=projected, original=subject.network)
+            row |= {label: round(accuracy(subject, network), 2) for label, network in counts.items()}
+            table.add(row | dict(images=plan.total, device=device_name()))
 
 
 @app.command()

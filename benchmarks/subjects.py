@@ -22,6 +22,7 @@ from urank.reproduction.profiles import folder_of, load_profile
 from urank.reproduction.run_folder import original_network
 
 SMALL = SETTINGS | {"resnet18": Setting(0.5, 1000, replace(CONVOLUTIONAL, epochs=10, lr=0.1))}
+SMALL |= {name: SETTINGS["vgg13"] for name in ("vgg16", "vgg19")}
 RENAMED = {"conv1": "stem.0", "bn1": "stem.1", "linear": "classifier", "layer": "stage"}
 
 

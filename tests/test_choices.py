@@ -54,13 +54,16 @@ def test_every_choice_has_the_size_of_the_search(subject, here, monkeypatch):
 def test_sides_budgets_and_noise(subject, here, monkeypatch):
     monkeypatch.setattr(choices, "DRAWS", 1)
     monkeypatch.setattr(choices, "PARTS", (2,))
+    monkeypatch.setattr(choices, "RULES", (dict(tolerance=0.1), dict(budget=5.0)))
     for command in (choices.half, choices.budgets):
         command("tiny")
     choices.noise("tiny", tolerance=2.0)
     half = pd.read_csv(here / "half_searches.csv").iloc[0]
     assert half["probes output"] < half["probes both"] and half["layers"] == 9
-    budgets = pd.read_csv(here / "budgets.csv")
-    assert (budgets["original"] - budgets["accuracy"] <= budgets["budget"]).all()
+    budgets = pd.read_csv(here / "budgets.csv").set_index("rule")
+    assert list(budgets.index) == ["tolerance 0.1", "budget 5"]
+    lost = budgets["original"] - budgets["projected"]
+    assert 0 < lost["budget 5"] <= 5 and budgets.loc["budget 5", "mlu"] < budgets.loc["tolerance 0.1", "mlu"]
     noise = pd.read_csv(here / "noise.csv").set_index("images drawn")
     assert list(noise.index) == ["all", "bootstrap 0", "part 1 of 2", "part 2 of 2"]
     assert noise["images"].tolist() == [100, 100, 50, 50]

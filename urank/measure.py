@@ -305,7 +305,7 @@ def few_images_note(tolerance: float | None, total: int) -> str:
     recommended = math.ceil(100 * MIN_ALLOWED_LOSS / tolerance)
     return (
         f"Note: at a tolerance of {tolerance:g}, one projection may lose {allowed} of {total:,} images. So few "
-        f"images bias the ranks downward. Use at least {recommended:,} validation images, or a larger tolerance."
+        f"images leave the ranks uncertain. Use at least {recommended:,} validation images, or a larger tolerance."
     )
 
 
