@@ -12,13 +12,14 @@ book: .venv/ready  ## run the notebooks of PROFILE and build the book
 	@$(SNAKEMAKE) --config profile=$(PROFILE) deliver=yes
 	@echo "The book is built: open $(CURDIR)/book/_build/html/index.html"
 
-test: .venv/ready  ## style, types, every test, the notebooks twice, the book with warnings as errors
+test: .venv/ready  ## style, types, every test, the book with warnings as errors, twice the notebooks that compute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	@$(SNAKEMAKE) --config profile=smoke
 	$(PYTEST) --dist worksteal --cov --cov-report term-missing:skip-covered --cov-fail-under 95 tests
-	$(PYTEST) --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg build/smoke/site/notebooks
+	$(PYTEST) --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	  $$(grep -l "import torch" build/smoke/site/notebooks/*.ipynb)
 
 bench: .venv/ready  ## compare the speed of the package with a naive implementation
 	$(BIN)/python -m benchmarks.speed

@@ -23,8 +23,13 @@ def tiny(*_, **__):
     return model.eval(), digits
 
 
-def test_both_sides_of_every_gram_matrix_agree():
-    frame = pd.DataFrame(script.grams_part(4, width=0.06))
+@pytest.fixture(scope="module")
+def gram_rows():
+    return list(script.grams_part(4, width=0.06))
+
+
+def test_both_sides_of_every_gram_matrix_agree(gram_rows):
+    frame = pd.DataFrame(gram_rows)
     assert len(frame) == 9 and frame["same"].all()
     assert frame["what"].iloc[-1] == "all of them"
     assert abs(frame["naive_seconds"].iloc[-1] - frame["naive_seconds"][:-1].sum()) <= 0.5  # each is rounded to 0.1
@@ -64,12 +69,12 @@ def test_the_command_writes_what_the_page_reads(monkeypatch, tmp_path, capsys):
     assert tables[0] == tables[1]  # no random identifier
 
 
-def test_one_part_leaves_what_was_measured_of_others(monkeypatch, tmp_path):
+def test_one_part_leaves_what_was_measured_of_others(gram_rows, monkeypatch, tmp_path):
     path = tmp_path / "speed.json"
     other = dict(only="vit", part="whole search", what="ViT", device="a GPU", torch="2.11.0")
     old = dict(only="grams", part="Gram matrix", what="of old", ratio=-1.0, device="another", torch="1.0")
     write_json(path, dict(rows=[other, old]))
-    monkeypatch.setitem(script.PARTS, "grams", lambda images: script.grams_part(images, width=0.06))
+    monkeypatch.setitem(script.PARTS, "grams", lambda images: gram_rows)
     monkeypatch.setitem(script.PARTS, "vit", lambda images: [])  # as where there is no GPU
     script.main(only=["vit", "grams"], images=4, out=path)
     rows = benchmark_tables.benchmark(path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import two_processes
 
 from urank import distributed
 from urank.files import read_json, read_weights
@@ -23,10 +24,10 @@ def launched(command: list[str], folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The folders that one process and two left."""
-    script = str(TESTS / "two_processes.py")
-    alone = launched([sys.executable, script], tmp_path_factory.mktemp("alone"))
-    return alone, launched([*LAUNCH, script], tmp_path_factory.mktemp("together"))
+    """The folders that one process, this one, and two left."""
+    alone = tmp_path_factory.mktemp("alone")
+    two_processes.main(alone)
+    return alone, launched([*LAUNCH, str(TESTS / "two_processes.py")], tmp_path_factory.mktemp("together"))
 
 
 def test_two_took_part(results):
