@@ -296,11 +296,6 @@ class TestTable3:
         assert row["original − paper"] == record.accuracy.original - 91.5
         assert np.isnan(figures.size_table([record])["original − paper"].iloc[0])
 
-    def test_sizes_of_two_seeds_are_their_mean(self, record):
-        seeds = [altered(record, experiment__seed=seed, accuracy__original=90.0 + seed) for seed in (0, 1)]
-        [row] = figures.size_table(seeds).to_dict("records")
-        assert (row["original %"], row["epochs"]) == (90.5, "4 + 2") and row["layers"] == 9
-
 
 @pytest.fixture(scope="module")
 def several():
@@ -502,15 +497,6 @@ class TestContrasts:
         assert figures.measured_points([plain, seed_1])["label"].tolist() == ["seed 0", "seed 1"]
         end_to_end = altered(again(probe, variant="end-to-end"), weights="of all")
         assert figures.measured_points([probe, end_to_end])["label"].tolist() == ["linear probe", "end to end"]
-
-    def test_are_empty_where_there_are_not_two(self, record):
-        for choose in (
-            figures.differing_in_size,
-            figures.differing_in_dataset,
-            figures.differing_in_weights,
-            figures.differing_in_tolerance,
-        ):
-            assert choose([record]) == choose([]) == []
 
     def test_show_every_plain_record_once_or_more(self, several):
         plain, _, vgg19, resnet, harder, probe, loose, strict = several
@@ -960,14 +946,6 @@ def test_runs_are_one_line_each(several):
     assert frame["tolerance"].tolist() == ["1.25", "1.25", "1.25", "5", "0.5"]
 
 
-def test_plan_and_probes_are_those_of_the_record(record):
-    assert figures.plan_table(record).data["rank"].tolist() == [entry.rank for entry in record.plan.layers]
-    layer = record.plan.layers[1].layer
-    assert figures.probes_table(record, layer).data["k"].tolist() == [
-        probe.k for probe in record.plan.probes if probe.layer == layer
-    ]
-
-
 def test_details_name_the_run(record):
     values = figures.run_details(record).data.iloc[:, 0]
     assert values["network"] == "vgg11, width 0.125" and values["data set"] == "digits10" and values["seed"] == 0
@@ -1001,19 +979,9 @@ def test_commits_say_whether_the_tree_was_clean(record):
     assert commit(stage, *[stage | dict(clean=False)] * (len(record.made) - 1)) == "0123abc, 0123abc with changes"
 
 
-def test_details_are_the_same_page_each_time(record):
-    assert figures.run_details(record).to_html() == figures.run_details(record).to_html()
-
-
 def test_figures_do_not_restyle_the_reader_s(record):
     before = dict(plt.rcParams)
     figures.spectra(record)
     figures.energy_sweep(record)
     figures.utilization_bars(record)
     assert dict(plt.rcParams) == before
-
-
-@pytest.mark.parametrize("draw", [figures.spectra, figures.energy_sweep, figures.utilization_bars])
-def test_figures_can_be_saved(record, draw, tmp_path):
-    draw(record).savefig(tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -93,9 +93,9 @@ def readable(files: Sequence[Path], view: View) -> list[bool]:
     return marks
 
 
-def shuffled_split(files: Sequence[Path], labels: Sequence[int] | None, view: View, seed: int = 0) -> FileSplit:
-    """Return the images in one seeded random order, with labels of 0 if there are none."""
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
+def shuffled_split(files: Sequence[Path | str], labels: Sequence[int] | None, view: View) -> FileSplit:
+    """Return the images in one fixed random order, with labels of 0 if there are none."""
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
     paths = np.array([str(file) for file in files], dtype=object)
     numbers: Tensor = torch.zeros(len(files), dtype=torch.long) if labels is None else torch.tensor(labels)
     return FileSplit(paths[order], numbers[order], view)

@@ -3,11 +3,10 @@
 import os
 from pathlib import Path
 
-import numpy as np
-import torch
 from torchvision.datasets import ImageFolder
 
-from urank.datasets.images import Dataset, FileSplit, View, data_folder
+from urank.datasets.folders import shuffled_split
+from urank.datasets.images import Dataset, View, data_folder
 
 CLASSES = {"imagenet-1k": 1000}
 PARTS = ("train", "val")
@@ -53,7 +52,8 @@ def read_imagenet(
             f"{folder}: train/ and val/ must contain the same {needed} folders, one per class; they have "
             f"{len(classes)} and {len(parts[1].classes)}"
         )
-    train, test = (shuffled(part, View(size, resize, interpolation, squash)) for part in parts)
+    view = View(size, resize, interpolation, squash)
+    train, test = (shuffled_split([path for path, _ in part.samples], part.targets, view) for part in parts)
     return Dataset(name, needed, train, test, tuple(mean), tuple(std))
 
 
@@ -85,10 +85,3 @@ def image_folder(folder: Path) -> ImageFolder:
             f"folder that contains imagenet/train and imagenet/val"
         )
     return ImageFolder(folder)
-
-
-def shuffled(images: ImageFolder, view: View) -> FileSplit:
-    """Return the files of a folder in a fixed random order."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    paths = np.array([path for path, _ in images.samples], dtype=object)
-    return FileSplit(paths[order], torch.tensor(images.targets)[order], view)

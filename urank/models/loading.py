@@ -33,7 +33,7 @@ def full_name(name: str) -> str:
     return f"timm/{name}"  # `create` names similar ones
 
 
-def load_network(name: str, weights: Path | None = None, match: str = "name", classes: int | None = None) -> nn.Module:
+def load_network(name: str, weights: Path | None = None, match: str = "name") -> nn.Module:
     """Return a network in evaluation mode.
 
     Args:
@@ -41,16 +41,12 @@ def load_network(name: str, weights: Path | None = None, match: str = "name", cl
         weights: file of its weights (see `load_weights`); without one, a library's network has its published weights,
             and the network of a function is taken as it is.
         match: "name" or "order" (see `load_weights`).
-        classes: number of classes of a library's network; default 1000.
 
     Raises:
         ValueError: unknown network, or weights that do not fit it.
         ConnectionError: published weights cannot be downloaded.
     """
-    if ":" in name:
-        network = call_function(name)
-    else:
-        network = create(full_name(name), classes or 1000, pretrained=weights is None)
+    network = call_function(name) if ":" in name else create(full_name(name), 1000, pretrained=weights is None)
     if weights is not None:
         load_weights(network, weights, match)
     return network.eval()

@@ -21,6 +21,7 @@ from urank.reproduction.figures.groups import (
 )
 from urank.reproduction.figures.runs import devices
 from urank.reproduction.figures.snapshot import peak_layers
+from urank.reproduction.figures.spectra import sweep_table
 from urank.reproduction.figures.style import WRAPPED, styled
 from urank.reproduction.figures.tables import (
     PRINTED,
@@ -149,7 +150,7 @@ def figure1_rows(records: list[Record]) -> list[dict]:
 
 def smallest_sufficient_energy(record: Record) -> float:
     """Return the lowest threshold tried, in percent, that costs one layer at most the tolerance; 100 if none does."""
-    return min((100 * row.energy for row in record.sweep if row.correct >= record.plan.least_correct), default=100.0)
+    return sweep_table(record)["energy %"].fillna(100.0).min()
 
 
 def figure2_rows(records: list[Record]) -> list[dict]:
@@ -265,14 +266,18 @@ def heat_map(frame: pd.DataFrame) -> Styler:
     The colour is full at twice the error of the paper's mean (see `predictors`).
     """
     shown = measured(frame)
-    shown = shown[shown["quantity"].isin(QUANTITIES)]
-    shown = shown.assign(item=[f'<a href="{page}.html">{item}</a>' for item, page in zip(shown["item"], shown["page"])])
+    shown = linked(shown[shown["quantity"].isin(QUANTITIES)])
     text = shown.assign(text=[difference_text(row) for row in shown.to_dict("records")])
     wide = [one.pivot(index="item", columns="quantity")[name] for one, name in ((text, "text"), (shown, "difference"))]
     cells, differences = (one.reindex(shown["item"].unique())[list(QUANTITIES)] for one in wide)
     shades = (differences / (2 * predictors(frame)[NULL])).map(background)
     table = styled(cells.rename_axis(index=None, columns=None), "status-map").format(na_rep="–")
     return table.apply(lambda _: shades, axis=None)
+
+
+def linked(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with items that link to their pages."""
+    return rows.assign(item=[f'<a href="{page}.html">{item}</a>' for item, page in zip(rows["item"], rows["page"])])
 
 
 def difference_text(row: dict) -> str:
@@ -291,9 +296,7 @@ def background(share: float) -> str:
 
 def style(frame: pd.DataFrame) -> Styler:
     """Return the measured rows of `table` as a page shows them."""
-    shown = measured(frame)
-    shown = shown.assign(item=[f'<a href="{page}.html">{item}</a>' for item, page in zip(shown["item"], shown["page"])])
-    shown = shown.drop(columns=["page", "needs", "dataset"]).set_index(["item", "quantity"])
+    shown = linked(measured(frame)).drop(columns=["page", "needs", "dataset"]).set_index(["item", "quantity"])
     formats = {"paper": as_printed, **dict.fromkeys(["ours", "low", "high"], "{:.4g}"), "difference": "{:+.3g}"}
     return styled(shown, "status", formats).set_properties(subset=["device"], **WRAPPED | {"min-width": "12em"})
 
