@@ -4,19 +4,18 @@
     python -m benchmarks.spans
 
 A row of the CSV is one block of one trained network: the share of ||F(XW)||^2 outside the span of W, in percent, for
-each F, over all tokens of 1,000 test images.
+each F, over all tokens of 1,000 test images. Networks that are already there are skipped.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
 from torch import Tensor, nn
 
 import urank
-from urank.files import atomic
+from benchmarks.rows import Table
 from urank.layers import evaluating
 from urank.reproduction import profiles
 from urank.reproduction.experiment import Experiment, load_images
@@ -47,7 +46,7 @@ def rows_of(experiment: Experiment, folder: Path) -> Iterator[dict]:
     data = load_images(experiment)
     images, _ = next(iter(data.batches(data.test.take(IMAGES), IMAGES)))
     for block, (rows, W) in enumerate(inner_rows(original_network(experiment, folder), images), 1):
-        shares = {name: 100 * urank.share_outside_span(F(rows), W) for name, F in FUNCTIONS.items()}
+        shares = {name: round(100 * urank.share_outside_span(F(rows), W), 2) for name, F in FUNCTIONS.items()}
         yield dict(network=experiment.network, seed=experiment.seed, block=block) | shares
 
 
@@ -58,9 +57,11 @@ def main(
     """Measure the finished runs of both twins and write a row for each block."""
     profile = profiles.load_profile("cifar-cpu")
     names = profile.names(["cifar10/vit*@small"], [int(seed) for seed in seeds.split(",")])
-    rows = [row for name in names for row in rows_of(profile.find(name), profiles.folder_of("cifar-cpu", name))]
-    with atomic(out) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.2f")
+    table = Table(out, "network", "seed", "block")
+    for experiment in map(profile.find, names):
+        if not table.has(experiment.network, experiment.seed, 1):
+            for row in rows_of(experiment, profiles.folder_of("cifar-cpu", experiment.name)):
+                table.add(row)
 
 
 if __name__ == "__main__":
