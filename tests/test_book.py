@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import nbformat
 import pandas as pd
@@ -156,6 +157,8 @@ def findings(records, table3) -> list[list[float]]:
     choices = choices[choices["network"].str.startswith("deit") & (choices["target"] == "tolerance 0.1")].set_index(
         "choice"
     )
+    noise = pd.read_csv(ROOT / "data" / "benchmarks" / "noise.csv")
+    draws = noise[noise["images drawn"].str.startswith("bootstrap")].groupby("network")["mlu"]
     measurements = ROOT / "data" / "measurements" / "imagenet-1k"
     deit = urank.RankPlan.load(measurements / "deit_tiny_patch16_224" / "plan.json")
 
@@ -183,7 +186,28 @@ def findings(records, table3) -> list[list[float]]:
         [100 * deit.mlu, sum(layer.rank == layer.k_t for layer in deit.layers), len(deit.layers)]
         + printed("table1_imagenet").set_index("model")["mlu"][["DeiT-Tiny"]].tolist(),
         (choices["original"] - choices["accuracy"])[["projected", "two-sided", "output PCA"]].tolist(),
+        (draws.max() - draws.min()).tolist(),
+        *findings_of_twins(),
     ]
+
+
+def findings_of_twins() -> list[list[float]]:
+    """The numbers in the rows about tied matrices: means over the seeds."""
+    rows = [
+        dict(
+            network=record.experiment.network,
+            mlp=100 * mean(layer.utilization for layer in record.plan.layers if ".mlp." in layer.layer),
+            whole=record.accuracy.baseline,
+            split=record.accuracy.merged,
+            params=record.cost.original.params,
+            compact=record.cost.compact.params,
+        )
+        for record in profiles.recorded("cifar10/vit*")
+        if record.experiment.variant == "small"
+    ]
+    full, tied = (rows for _, rows in pd.DataFrame(rows).groupby("network").mean().iterrows())
+    split = [full["whole"] - full["split"], 100 * full["compact"] / full["params"]]
+    return [[full["mlp"], tied["mlp"]], split + [full["whole"] - tied["whole"], 100 * tied["params"] / full["params"]]]
 
 
 @pytest.mark.parametrize("page", ["README.md", "book/intro.md"])
