@@ -176,25 +176,6 @@ class TestEnergySweep:
         assert figures.styled(frame, "sweep").to_html().count("–") == 8
 
 
-class TestUtilizationBars:
-    def test_are_the_ranks_as_shares(self, record):
-        [axis] = figures.utilization_bars(record).axes
-        outline, filled = axis.containers
-        for bars, ranks in ((outline, "weight_rank"), (filled, "rank")):
-            expected = [getattr(entry, ranks) / min(entry.d, entry.m) for entry in record.plan.layers]
-            assert [bar.get_height() for bar in bars] == pytest.approx(expected)
-            assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx(range(1, 10))
-        [line] = axis.get_lines()
-        assert line.get_ydata() == [record.plan.mlu] * 2
-        assert [text.get_text() for text in axis.texts] == [f"MLU {100 * record.plan.mlu:.0f} %"]
-
-    def test_numbers_of_the_layers_fit_below_a_deep_network(self, record):
-        layers = 11 * record.plan.to_dict()["layers"]
-        deep = altered(record, plan__layers=[row | dict(layer=f"block.{n}") for n, row in enumerate(layers)])
-        [axis] = figures.utilization_bars(deep).axes
-        assert axis.get_xticks().tolist() == list(range(1, 100, 4))
-
-
 class TestTable3:
     def test_puts_the_paper_above_what_was_measured(self, record):
         frame = figures.measured_table(
@@ -983,5 +964,5 @@ def test_figures_do_not_restyle_the_reader_s(record):
     before = dict(plt.rcParams)
     figures.spectra(record)
     figures.energy_sweep(record)
-    figures.utilization_bars(record)
+    figures.snapshot([record])
     assert dict(plt.rcParams) == before

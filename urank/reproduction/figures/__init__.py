@@ -33,7 +33,6 @@ from urank.reproduction.figures.spectra import (
     spectra,
     spectra_table,
     sweep_table,
-    utilization_bars,
 )
 from urank.reproduction.figures.style import EXACT, caption, heading, network_color, notebook_style, spelled, styled
 from urank.reproduction.figures.tables import measured_row, measured_table, printed_table

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from urank.plan import LayerRank, RankPlan
 from urank.reproduction.figures.groups import origin_label, variant
+from urank.reproduction.figures.snapshot import draw_ranks
 from urank.reproduction.figures.style import GREY, STYLE, closed, heading, network_color, small_multiples
 from urank.reproduction.figures.tables import PRINTED, measured_table, with_labels
 from urank.reproduction.record import Record
@@ -103,11 +104,8 @@ def ranks_by_part(plan: RankPlan) -> Figure:
     with plt.rc_context(STYLE):
         figure, panels = small_multiples(len(repeated), len(repeated), 2.6, sharex=True, sharey=True)
         for axis, (name, entries) in zip(panels, repeated.items()):
-            places, ranks = range(1, len(entries) + 1), [entry.rank for entry in entries]
-            axis.plot(places, [entry.weight_rank for entry in entries], ":", color=GREY, lw=1.4)
-            axis.plot(places, ranks, "o-", color=network_color("vit"), lw=1.6, ms=3)
+            draw_ranks(axis, entries, network_color("vit"))
             axis.set_title(name, loc="left", fontsize=10)
-            axis.xaxis.get_major_locator().set_params(nbins=4, integer=True)
         panels[0].set_ylim(0, None)
         figure.supxlabel("block (dotted: rank of $W$; solid: rank of $W'$)")
         figure.supylabel("rank")

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from urank.plan import LayerRank
 from urank.reproduction.figures.groups import label, training_epochs, variant
 from urank.reproduction.figures.style import STYLE, closed, heading, millions, network_color, small_multiples
 from urank.reproduction.figures.tables import printed_row
@@ -30,7 +31,7 @@ def snapshot(records: Sequence[Record], title: str = "") -> Figure:
     with plt.rc_context(STYLE):
         figure, panels = small_multiples(len(records), min(len(records), 2), 2.1, sharey=True)
         for axis, record in zip(panels, records):
-            draw_ranks(axis, record)
+            draw_ranks(axis, record.plan.layers, network_color(record.experiment.network))
             axis.set_title(f"{panel_title(record, records)}\n{bracket(record, stage)}", loc="left", fontsize=10)
         panels[0].set_ylim(0, None)
         figure.supxlabel(f"layer (dotted: rank of $W$; solid: rank of $W'${note})")
@@ -39,9 +40,8 @@ def snapshot(records: Sequence[Record], title: str = "") -> Figure:
     return closed(figure)
 
 
-def draw_ranks(axis: Axes, record: Record) -> None:
-    """Draw the rank of W and of W' of each layer of one network."""
-    layers, color = record.plan.layers, network_color(record.experiment.network)
+def draw_ranks(axis: Axes, layers: Sequence[LayerRank], color: str) -> None:
+    """Draw the rank of W (dotted) and of W' (solid) of each layer."""
     places, projected = np.arange(1, len(layers) + 1), [entry.rank for entry in layers]
     axis.plot(places, [entry.weight_rank for entry in layers], ":", color=color, lw=1.4)
     axis.plot(places, projected, "o-", color=color, lw=1.6, ms=3 if len(layers) < 20 else 0)

@@ -174,20 +174,3 @@ def swept(record: Record, layer: str | None) -> pd.DataFrame:
     if rows.empty:
         raise ValueError(f"the record holds no energy sweep of layer {layer!r}; name it in the experiment's `sweep`")
     return rows
-
-
-def utilization_bars(record: Record) -> Figure:
-    """Draw the rank of W (dotted outline) and utilized rank (filled) of every layer, as shares of min(d, m)."""
-    frame, color = record.plan.to_frame(), network_color(record.experiment.network)
-    weight = frame["weight_rank"] / frame[["d", "m"]].min(axis=1)
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(WIDTH, 2.8))
-        places = np.arange(1, len(frame) + 1)
-        axis.bar(places, weight, color="none", edgecolor=color, ls=":", lw=1)
-        axis.bar(places, frame["utilization"], color=color)
-        axis.axhline(record.plan.mlu, color="black", lw=1.2)
-        axis.text(1.01, record.plan.mlu, f"MLU {100 * record.plan.mlu:.0f} %", transform=axis.get_yaxis_transform())
-        ticks = places[:: 1 + len(places) // 25]  # the numbers of a deep network have to fit
-        axis.set(xlabel="layer", ylabel="share of min(d, m)", xticks=ticks, yticks=[0, 0.5, 1], ylim=(0, 1.05))
-        axis.set_title(f"{heading(record)}: rank of $W$ (dotted) and utilized rank (filled)")
-    return closed(figure)
