@@ -12,7 +12,7 @@ book: .venv/ready  ## run the notebooks of PROFILE and build the book
 	@$(SNAKEMAKE) --config profile=$(PROFILE) deliver=yes
 	@echo "The book is built: open $(CURDIR)/book/_build/html/index.html"
 
-test: .venv/ready  ## style, types, every test, the book with warnings as errors, twice the notebooks that compute
+test: .venv/ready  ## style, types, every test, the book with warnings as errors, and again each notebook that computes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy

@@ -181,14 +181,14 @@ def budgets(name: Name, data: Data = DATA) -> None:
     """Search with one tolerance per projection and with one total budget."""
     table = Table(FOLDER / "budgets.csv", "network", "rule")
     subject = load(name, data)
+    original = round(accuracy(subject, subject.network), 2)
     for options in RULES:
         [(kind, points)] = options.items()
         if not table.has(subject.name, rule := f"{kind} {points:g}"):
             plan = search(subject, **options)
             row = dict(network=subject.name, rule=rule, layers=len(plan.layers), mlu=round(100 * plan.mlu, 2))
             projected = urank.project_network(subject.network, plan, subject.grams)
-            counts = dict(projected=projected, original=subject.network)
-            row |= {label: round(accuracy(subject, network), 2) for label, network in counts.items()}
+            row |= dict(projected=round(accuracy(subject, projected), 2), original=original)
             table.add(row | dict(images=plan.total, device=device_name()))
 
 

@@ -188,8 +188,9 @@ def second_paper_rows() -> list[dict]:
 
 def size_row(item: str, printed: float, ours: float) -> dict:
     """Return the row of a number of parameters in millions; it is counted, so it has neither a device nor a date."""
-    row = missing(item, "Second paper", "") | dict(quantity="params (M), no classifier", runs=1)
-    return row | dict(paper=printed, ours=ours, difference=ours - printed, device="counted", date="", dataset="")
+    counted = dict(runs=1, device="counted", date="", needs="", dataset="", page=PAGES["Second paper"])
+    numbers = dict(paper=printed, ours=ours, difference=ours - printed)
+    return dict(item=item, quantity="params (M), no classifier") | numbers | counted
 
 
 def is_base(record: Record, dataset: str, network: str) -> bool:
